@@ -1,0 +1,71 @@
+"""kvq_ref: the reference that people check attention against.
+
+Readable NumPy forward and backward of each attention form, beside compiled
+kernels that agree with them.
+
+>>> import numpy as np
+>>> import kvq_ref as kvq
+>>> rng = np.random.default_rng(0)
+>>> q, k, v = rng.standard_normal((3, 4, 2))
+>>> kvq.softmax_attention(q, k, v, is_causal=True).shape
+(4, 2)
+"""
+
+import os as _os
+import warnings as _warnings
+from pathlib import Path as _Path
+
+from kvq_ref import kernels as _kernels
+from kvq_ref import masks
+from kvq_ref.arrays import use_backend
+from kvq_ref.attention import (
+    expressive_attention,
+    expressive_intention,
+    intention,
+    linear_attention,
+    sigma_intention,
+    softmax_attention,
+    vjp,
+)
+from kvq_ref.config import show_config
+from kvq_ref.dispatch import use_implementation
+from kvq_ref.features import FeatureMap
+from kvq_ref.forms.intention import IntentionState
+from kvq_ref.forms.linear import LinearState
+from kvq_ref.heads import merge_heads, split_heads
+from kvq_ref.types import Grads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FeatureMap",
+    "Grads",
+    "IntentionState",
+    "LinearState",
+    "expressive_attention",
+    "expressive_intention",
+    "intention",
+    "linear_attention",
+    "masks",
+    "merge_heads",
+    "show_config",
+    "sigma_intention",
+    "softmax_attention",
+    "split_heads",
+    "use_backend",
+    "use_implementation",
+    "vjp",
+]
+
+if _kernels.missing is not None:
+    _remedy = "install a C compiler and run 'pip install .' in the source tree, then leave that folder"
+    if _os.environ.get("KVQ_REF_REQUIRE_EXT") == "1":
+        raise ImportError(
+            f"KVQ_REF_REQUIRE_EXT=1, but the compiled kernels are missing ({_kernels.missing}); {_remedy}"
+        )
+    if (_Path(__file__).parents[1] / "pyproject.toml").exists():
+        _warnings.warn(
+            f"kvq_ref is imported from a source tree without its compiled kernels, so every form runs on its "
+            f"NumPy reference; for the kernels, {_remedy}",
+            stacklevel=2,
+        )

@@ -1,0 +1,229 @@
+"""Checks of what a caller hands over: every form says the same of the same mistake.
+
+Each message names the argument, what was expected and what it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kvq_ref.arrays import COMPUTE_DTYPES, HALF_DTYPES, device, dtype_name, is_array, library, namespace
+from kvq_ref.features import FEATURE_MAPS, FeatureMap, elementwise
+from kvq_ref.forms.intention import IntentionState
+from kvq_ref.forms.linear import LinearState
+from kvq_ref.masks import is_key_mask
+from kvq_ref.solvers import GRAM_SOLVERS, SOLVERS
+from kvq_ref.types import Array
+
+DTYPES = (*HALF_DTYPES, *COMPUTE_DTYPES)
+LIBRARIES = "NumPy, CuPy, PyTorch or JAX"
+
+
+def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check one call of ``form`` and return its options, ready for the form's file.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype, or from another array library.
+    ValueError
+        An argument of the right type with a wrong shape, device or value.
+    """
+    arrays = {"q": q, "k": k, "v": v}
+    arrays |= {name: options[name] for name in ("mask", "bias") if options.get(name) is not None}
+    if is_array(options.get("alpha")):
+        arrays["alpha"] = options["alpha"]
+    check_same_library(arrays)
+    check_dtypes({name: x for name, x in arrays.items() if name != "mask"})
+    check_qkv_shapes(q, k, v)
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    if "mask" in arrays and dtype_name(options["mask"]) != "bool":
+        raise TypeError(
+            f"mask: expected dtype bool (True = attend), got {dtype_name(options['mask'])}; a float mask is a bias"
+        )
+    for name in ("mask", "bias"):
+        if name in arrays:
+            check_pair_shape(name, options[name], Tq, Tk)
+
+    ready = dict(options)
+    if "is_causal" in ready:
+        ready["is_causal"] = check_flag("is_causal", ready["is_causal"])
+    if "scale" in ready:
+        ready["scale"] = check_scale(ready["scale"])
+    if "alpha" in ready:
+        ready["alpha"] = check_alpha(ready["alpha"], q)
+    if "solver" in ready:
+        check_word("solver", ready["solver"], SOLVERS)
+    if "normalize" in ready:
+        ready["normalize"] = check_flag("normalize", ready["normalize"])
+    if "feature_map" in ready:
+        ready["feature_map"] = check_feature_map(ready["feature_map"])
+    check_leading(arrays)
+    if "initial_state" in ready:
+        returns_state = check_flag("output_final_state", ready.get("output_final_state", False))
+        check_state(form, ready, returns_state, q, k, v)
+    return ready
+
+
+def check_same_library(arrays: Mapping[str, Array]) -> None:
+    """All arrays of one library, on one device."""
+    for name, x in arrays.items():
+        if not is_array(x):
+            raise TypeError(f"{name}: expected an array ({LIBRARIES}), got {type(x).__name__}")
+    (first, x0), *rest = arrays.items()
+    for name, x in rest:
+        if type(x) is type(x0) and isinstance(x, np.ndarray):
+            continue
+        if library(x) != library(x0):
+            raise TypeError(
+                f"{name}: expected the same array library as {first}, which is {library(x0)}, got {library(x)}; "
+                "no array is moved silently"
+            )
+        if device(x) != device(x0):
+            raise ValueError(f"{name}: expected the device of {first}, {device(x0)}, got {device(x)}")
+
+
+def check_dtypes(arrays: Mapping[str, Array]) -> None:
+    """One floating dtype for all: a form returns the dtype that it is given."""
+    (first, x0), *rest = arrays.items()
+    expected = dtype_name(x0)
+    if expected not in DTYPES:
+        raise TypeError(f"{first}: expected dtype {', '.join(DTYPES)}, got {expected}")
+    for name, x in rest:
+        got = dtype_name(x)
+        if got != expected:
+            raise TypeError(f"{name}: expected dtype {expected}, as {first} has, got {got}")
+
+
+def check_qkv_shapes(q: Array, k: Array, v: Array) -> None:
+    for name, x, shape in (("q", q, "(..., Tq, d)"), ("k", k, "(..., Tk, d)"), ("v", v, "(..., Tk, dv)")):
+        if x.ndim < 2:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k: expected last axis d = {q.shape[-1]}, as q has, got shape {tuple(k.shape)}")
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"v: expected Tk = {k.shape[-2]} rows, as k has, got shape {tuple(v.shape)}")
+
+
+def check_pair_shape(name: str, x: Array, Tq: int, Tk: int) -> None:
+    pair = tuple(x.shape[-2:])
+    fits = len(pair) > 0 and all(n in (1, m) for n, m in zip(pair[::-1], (Tk, Tq), strict=False))
+    if not fits:
+        raise ValueError(f"{name}: expected a shape that broadcasts to (..., {Tq}, {Tk}), got {tuple(x.shape)}")
+
+
+def check_leading(arrays: Mapping[str, Array]) -> None:
+    """The axes before the last two (all of them, for alpha) broadcast together."""
+    so_far: tuple[int, ...] = ()
+    for name, x in arrays.items():
+        leading = tuple(x.shape) if name == "alpha" else tuple(x.shape[:-2])
+        try:
+            so_far = np.broadcast_shapes(so_far, leading)
+        except ValueError:
+            raise ValueError(
+                f"{name}: expected leading axes that broadcast with {so_far}, those of the arguments before it, "
+                f"got {leading} of shape {tuple(x.shape)}"
+            ) from None
+
+
+def check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def check_scale(scale: object) -> float | None:
+    if scale is None:
+        return None
+    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
+        raise TypeError(f"scale: expected a real number or None, got {type(scale).__name__}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")
+    return float(scale)
+
+
+def check_alpha(alpha: Any, q: Array) -> Array:
+    """alpha as an array in the library, and on the device, of q."""
+    xp = namespace(q)
+    if not is_array(alpha):
+        if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
+            raise TypeError(f"alpha: expected a real number or an array, got {type(alpha).__name__}")
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
+        wide = xp.float32 if dtype_name(q) in HALF_DTYPES else q.dtype
+        return xp.asarray(float(alpha), dtype=wide, device=device(q))
+    if not bool(xp.all(xp.isfinite(alpha) & (alpha >= 0))):
+        raise ValueError("alpha: expected finite numbers >= 0, got an array with a negative, NaN or infinite entry")
+    return alpha
+
+
+def check_word(name: str, word: object, known: Iterable[str]) -> None:
+    """One of a few words, with the nearest if it is none of them."""
+    known = list(known)
+    if not isinstance(word, str):
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, known))}, got {type(word).__name__}")
+    if word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {word!r}{hint}")
+
+
+def check_feature_map(feature_map: Any) -> FeatureMap:
+    if feature_map is None:
+        return FEATURE_MAPS["identity"]
+    if isinstance(feature_map, FeatureMap):
+        return feature_map
+    if isinstance(feature_map, str):
+        check_word("feature_map", feature_map, FEATURE_MAPS)
+        return FEATURE_MAPS[feature_map]
+    if isinstance(feature_map, tuple) and len(feature_map) == 2 and all(map(callable, feature_map)):
+        return elementwise(*feature_map)
+    if callable(feature_map):
+        return FeatureMap(apply=feature_map, vjp=None)
+    raise TypeError(
+        f"feature_map: expected one of {', '.join(map(repr, FEATURE_MAPS))}, a callable, a pair (phi, dphi) of "
+        f"elementwise functions or a FeatureMap, got {type(feature_map).__name__}"
+    )
+
+
+def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: Array, k: Array, v: Array) -> None:
+    """A state of the right kind, and options that a state can go with."""
+    state, mask = options["initial_state"], options.get("mask")
+    if state is None and not returns_state:
+        return
+    if not is_key_mask(mask):
+        raise ValueError(
+            "mask: expected a key mask, of shape (..., 1, Tk), where a state is given or asked for, "
+            f"got {tuple(mask.shape)}; a state holds the same keys for every query"
+        )
+    if state is None:
+        return
+    if (solver := options.get("solver", "auto")) not in GRAM_SOLVERS:
+        raise ValueError(
+            f"solver: expected one of {', '.join(map(repr, GRAM_SOLVERS))} with an initial_state, which holds "
+            f"K^T K and not the keys, got {solver!r}"
+        )
+    kind: Any = IntentionState if form == "intention" else LinearState
+    if not isinstance(state, kind):
+        raise TypeError(f"initial_state: expected a {kind.__name__}, got {type(state).__name__}")
+    d, dv = q.shape[-1], v.shape[-1]
+    if kind is LinearState:
+        m = d if options["feature_map"] is FEATURE_MAPS["identity"] else "m"  # a feature map may change d
+        expected = {"kv": (m, dv), "k_sum": (m, 1)}
+    else:
+        expected = {"gram": (d, d), "kv": (d, dv)}
+    for name, shape in expected.items():
+        x = getattr(state, name)
+        check_same_library({"q": q, f"initial_state.{name}": x})
+        if x.ndim < 2 or any(n != m for n, m in zip(shape, x.shape[-2:], strict=True) if n != "m"):
+            raise ValueError(
+                f"initial_state.{name}: expected shape (..., {', '.join(map(str, shape))}), got {tuple(x.shape)}"
+            )
+        if dtype_name(x) != (wanted := "float32" if dtype_name(q) in HALF_DTYPES else dtype_name(q)):
+            raise TypeError(f"initial_state.{name}: expected dtype {wanted}, got {dtype_name(x)}")

@@ -1,0 +1,566 @@
+"""The public functions: one for each form, and their vector-Jacobian product.
+
+All take ``q (..., Tq, d)``, ``k (..., Tk, d)`` and ``v (..., Tk, dv)`` and give
+``out (..., Tq, dv)``; leading axes broadcast, and heads are a leading axis. The
+arrays may be NumPy's, CuPy's, PyTorch's or JAX's; what comes out is of the kind
+that went in. The mathematics of each is one short file in ``kvq_ref/forms``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from kvq_ref.dispatch import FORMS, Pullback, call, differentiable_call
+from kvq_ref.features import FeatureMap
+from kvq_ref.forms.intention import IntentionState
+from kvq_ref.forms.linear import LinearState
+from kvq_ref.types import Array
+
+
+def softmax_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Softmax attention: a mean of the values, weighted by exp(scale * q.k).
+
+    ``out_i = sum_j softmax_j(scale * q_i.k_j + bias_ij) v_j`` over the keys that query
+    i sees. A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, optional
+        Factor of the scores, by default 1/sqrt(d).
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)). Memory O(Tq Tk) in the reference; the compiled kernel
+    never stores the weights.
+    Source: Vaswani et al. 2017, arXiv 1706.03762.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.softmax_attention(np.array([[100.0, 0.0], [0.0, 0.0]]), k, v)
+    array([[1. , 0. ],
+           [0.5, 0.5]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "implementation": implementation,
+    }
+    return call("softmax_attention", q, k, v, options)
+
+
+def expressive_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Expressive attention: a mean of the values, weighted by z^2 / (1 + z^2) with z = scale * q.k.
+
+    Keys parallel and antiparallel to the query are attended to, orthogonal ones
+    suppressed. A query that sees no key, or is orthogonal to all that it sees,
+    gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)). Memory O(Tq Tk) in the reference; the compiled kernel
+    never stores the weights.
+    Source: Gros 2024, arXiv 2407.18601.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.expressive_attention(np.array([[-5.0, 0.0], [1.0, 1.0]]), k, v)
+    array([[1. , 0. ],
+           [0.5, 0.5]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "implementation": implementation,
+    }
+    return call("expressive_attention", q, k, v, options)
+
+
+def linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    feature_map: str | Callable[[Array], Array] | tuple[Callable[[Array], Array], Callable[[Array], Array]] | FeatureMap | None = None,
+    normalize: bool = False,
+    initial_state: LinearState | None = None,
+    output_final_state: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Linear attention: a sum of the values, weighted by scale * phi(q).phi(k).
+
+    Equals ``scale * phi(q) @ (phi(k).T @ v)``: what it keeps of the past is a matrix of
+    fixed size, so a sequence can be fed in pieces.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores.
+    feature_map : {"identity", "elu+1", "relu"}, callable, pair or FeatureMap, default "identity"
+        phi. A pair ``(phi, dphi)`` holds an elementwise function and its
+        derivative; a callable alone serves forward calls.
+    normalize : bool, default False
+        Whether to divide each row by the sum of its weights.
+    initial_state : LinearState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : LinearState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O((Tq + Tk) d dv), memory O(d dv); with a causal or a (Tq, Tk) mask, time
+    O(Tq Tk (d + dv)) and memory O(Tq Tk) in the reference.
+    Source: Katharopoulos et al. 2020, arXiv 2006.16236.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> q = k = v = np.array([[1.0], [2.0], [3.0]])
+    >>> kvq.linear_attention(q, k, v, is_causal=True)
+    array([[ 1.],
+           [10.],
+           [42.]])
+    >>> out, state = kvq.linear_attention(q[:2], k[:2], v[:2], is_causal=True, output_final_state=True)
+    >>> kvq.linear_attention(q[2:], k[2:], v[2:], is_causal=True, initial_state=state)
+    array([[42.]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "feature_map": feature_map,
+        "normalize": normalize,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "implementation": implementation,
+    }
+    return call("linear_attention", q, k, v, options)
+
+
+def intention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    solver: str = "auto",
+    initial_state: IntentionState | None = None,
+    output_final_state: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Intention: ridge regression from keys to values, evaluated at the queries.
+
+    ``out = q @ W`` with ``W = (k.T @ k + alpha I)^-1 @ k.T @ v``, fitted for each query to
+    the keys that it sees. Times alpha, it tends to linear attention as alpha grows.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
+        leading axes. 0 means the minimum-norm least-squares solution.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        Which keys enter the regression of a query: True where they do. What it
+        hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only, in the preconditioner too.
+    solver : {"auto", "cholesky", "qr", "svd", "lstsq", "cg"}
+        How the least-squares problem is solved; see :mod:`kvq_ref.solvers`.
+    initial_state : IntentionState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : IntentionState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+    numpy.linalg.LinAlgError
+        The chosen solver cannot solve this system.
+
+    Notes
+    -----
+    Time O(Tk d^2 + d^3 + (Tq + Tk) d dv), memory O(d (d + dv)), or with Tk and d
+    exchanged where Tk < d. Causal: time O(T d^3 + T^2 (d + dv)), memory O(T d^2 + T^2). A
+    (Tq, Tk) mask: Tq regressions, memory O(Tq d^2); with alpha = 0, or solver "qr", "svd" or
+    "lstsq", a causal or (Tq, Tk) mask takes memory O(Tq Tk d).
+    Source: Garnelo & Czarnecki 2023, arXiv 2305.10203.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k, v = np.array([[1.0], [2.0]]), np.array([[2.0], [4.0]])
+    >>> kvq.intention(np.array([[10.0]]), k, v, alpha=0.0)  # v = 2 k
+    array([[20.]])
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "is_causal": is_causal,
+        "solver": solver,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "implementation": implementation,
+    }
+    return call("intention", q, k, v, options)
+
+
+def sigma_intention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    solver: str = "auto",
+    implementation: str | None = None,
+) -> Array:
+    """sigma-Intention: softmax attention of preconditioned queries.
+
+    ``q*_i = (sum_j k_j k_j^T + alpha I)^-1 q_i`` over the keys that query i sees, then
+    softmax attention of q* with the same keys and values.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
+        leading axes. 0 means the minimum-norm least-squares solution.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        Which keys enter the regression of a query: True where they do. What it
+        hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only, in the preconditioner too.
+    scale : float, default 1
+        Factor of the scores.
+    solver : {"auto", "cholesky", "qr", "svd", "lstsq", "cg"}
+        How the least-squares problem is solved; see :mod:`kvq_ref.solvers`.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+    numpy.linalg.LinAlgError
+        The chosen solver cannot solve this system.
+
+    Notes
+    -----
+    Time that of softmax attention, and O(Tk d^2 + d^3 + Tq d^2); causal or with a
+    (Tq, Tk) mask O(Tq d^3), with O(Tq d^2) memory, or O(Tq Tk d) with alpha = 0 or solver
+    "qr", "svd" or "lstsq".
+    Source: Garnelo & Czarnecki 2023, arXiv 2305.10203; that the softmax runs over the
+    preconditioned scores is this package's reading of the abstract.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.diag([1.0, 2.0])
+    >>> kvq.sigma_intention(np.array([[100.0, 0.0]]), k, v, alpha=1.0)
+    array([[1., 0.]])
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "solver": solver,
+        "implementation": implementation,
+    }
+    return call("sigma_intention", q, k, v, options)
+
+
+def expressive_intention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    solver: str = "auto",
+    implementation: str | None = None,
+) -> Array:
+    """Expressive Intention: expressive attention of preconditioned queries.
+
+    ``q*_i = (sum_j k_j k_j^T + alpha I)^-1 q_i`` over the keys that query i sees, then
+    expressive attention of q* with the same keys and values.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
+        leading axes. 0 means the minimum-norm least-squares solution.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        Which keys enter the regression of a query: True where they do. What it
+        hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only, in the preconditioner too.
+    scale : float, default 1
+        Factor of the scores.
+    solver : {"auto", "cholesky", "qr", "svd", "lstsq", "cg"}
+        How the least-squares problem is solved; see :mod:`kvq_ref.solvers`.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+    numpy.linalg.LinAlgError
+        The chosen solver cannot solve this system.
+
+    Notes
+    -----
+    Time that of expressive attention, and O(Tk d^2 + d^3 + Tq d^2); causal or with a
+    (Tq, Tk) mask O(Tq d^3), with O(Tq d^2) memory, or O(Tq Tk d) with alpha = 0 or solver
+    "qr", "svd" or "lstsq".
+    Source: this package; we know of no paper that has it.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.diag([1.0, 2.0])
+    >>> kvq.expressive_intention(np.array([[1.0, 0.0]]), k, v, alpha=0.0)
+    array([[1., 0.]])
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "solver": solver,
+        "implementation": implementation,
+    }
+    return call("expressive_intention", q, k, v, options)
+
+
+def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) -> tuple[Any, Pullback]:
+    """Evaluate a form, and get the function that carries a gradient back through it.
+
+    It has the shape of ``jax.vjp``, and runs the hand-written backward of the form.
+
+    Parameters
+    ----------
+    form : callable
+        One of the forms of this package.
+    q, k, v : array
+        As the form takes them.
+    **options
+        The form's keyword arguments.
+
+    Returns
+    -------
+    out : array, or (array, state)
+        What ``form(q, k, v, **options)`` returns.
+    pullback : callable
+        ``pullback(dout) -> grads``, where dout is the gradient of a scalar with
+        respect to out and grads has the gradients of that scalar as ``.q``, ``.k``,
+        ``.v``, and ``.bias``, ``.alpha``, ``.initial_state`` where these were given (None
+        where not). Each has the shape of its argument. Where a state is
+        returned it takes ``(dout, dstate)``; ``dstate`` may be None. It can be called
+        more than once.
+
+    Raises
+    ------
+    TypeError
+        If ``form`` is not a form of this package, or does not take an option; and as the form does.
+    ValueError
+        As the form does.
+
+    Notes
+    -----
+    Time and memory of backward are those of forward, times two or three. The
+    compiled kernels recompute the weights rather than store them.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.standard_normal((3, 5, 2))
+    >>> out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=0.1)
+    >>> grads = pullback(np.ones_like(out))
+    >>> grads.k.shape, grads.alpha.shape, grads.bias
+    ((5, 2), (), None)
+    """
+    name = getattr(form, "__name__", type(form).__name__)
+    if name not in FORMS or globals().get(name) is not form:
+        raise TypeError(f"form: expected a form of kvq_ref ({', '.join(FORMS)}), got {name}")
+    try:
+        bound = inspect.signature(form).bind(q, k, v, **options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; its options are {', '.join((*FORMS[name].options, 'implementation'))}") from None
+    bound.apply_defaults()
+    return differentiable_call(name, q, k, v, bound.kwargs)

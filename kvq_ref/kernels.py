@@ -1,0 +1,124 @@
+"""The compiled kernels in the dress of a form: forward -> (out, saved), backward(dout, saved) -> Grads.
+
+The kernels proper are C, in the top-level folder ``_ext``; they take arrays of
+shape (batch, T, d). This file flattens the leading axes, makes room for the
+results, and preconditions the query where the form asks for it. Nothing is
+asked of the arguments here: :mod:`kvq_ref.dispatch` sends only what fits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from kvq_ref import solve
+from kvq_ref.types import Array, Grads
+
+try:
+    from kvq_ref._ext import tiled
+except ImportError as error:
+    tiled = None
+    missing: str | None = str(error)
+else:
+    missing = None
+
+Saved = tuple[Any, ...]
+
+
+def simd_level() -> str:
+    """The instruction set that the kernels use here: "baseline", "avx2", "avx512", ..."""
+    level: str = tiled.simd_level()
+    return level
+
+
+def num_threads() -> int:
+    """Threads that a kernel may use: OMP_NUM_THREADS if set, else the processors this process may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def forward(
+    score: str,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array, Saved]:
+    """Fused attention of one score form; the (Tq, Tk) weights are never stored."""
+    if scale is None:
+        scale = 1 / math.sqrt(max(q.shape[-1], 1)) if score == "softmax" else 1.0
+    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, mask, bias) if x is not None))
+    flat_q, flat_k, flat_v = (_flatten(x, leading) for x in (q, k, v))
+    pairs = (q.shape[-2], k.shape[-2])
+    flat_mask, flat_bias = (None if x is None else _flatten_pairs(x, leading, pairs) for x in (mask, bias))
+
+    flat_out = np.empty((*flat_q.shape[:2], v.shape[-1]), q.dtype)
+    arguments = (flat_mask, flat_bias, is_causal, scale)
+    stats = tiled.forward(score, flat_q, flat_k, flat_v, *arguments, flat_out, num_threads())
+    out = flat_out.reshape(*leading, *flat_out.shape[1:])
+    return out, (score, leading, flat_q, flat_k, flat_v, flat_out, stats, arguments)
+
+
+def backward(dout: Array, saved: Saved) -> Grads:
+    score, leading, q, k, v, out, stats, (mask, bias, is_causal, scale) = saved
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    dbias = None if bias is None else np.empty((q.shape[0], q.shape[1], k.shape[1]), q.dtype)
+    flat_dout = np.ascontiguousarray(dout).reshape(out.shape)
+    tiled.backward(
+        score, flat_dout, q, k, v, out, stats, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
+    )
+    dq, dk, dv, dbias = (None if x is None else x.reshape(*leading, *x.shape[1:]) for x in (dq, dk, dv, dbias))
+    return Grads(q=dq, k=dk, v=dv, bias=dbias)
+
+
+def preconditioned_forward(
+    score: str,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    solver: str = "auto",
+) -> tuple[Array, Saved]:
+    """The same on q*, as in forms/sigma_intention.py and forms/expressive_intention.py."""
+    scale = 1.0 if scale is None else scale
+    q_star, fit = solve.precondition(q, k, alpha, mask=mask, is_causal=is_causal, solver=solver)
+    out, attend = forward(score, q_star, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
+    return out, (fit, attend)
+
+
+def preconditioned_backward(dout: Array, saved: Saved) -> Grads:
+    fit, attend = saved
+    through = backward(dout, attend)
+    dq, dk, dalpha, _ = solve.precondition_backward(through.q, fit)
+    return Grads(q=dq, k=through.k + dk, v=through.v, bias=through.bias, alpha=dalpha)
+
+
+def _flatten(x: Array, leading: tuple[int, ...]) -> Array:
+    """(..., T, d) to a contiguous (batch, T, d)."""
+    whole = x if x.shape[:-2] == leading else np.broadcast_to(x, (*leading, *x.shape[-2:]))
+    return np.ascontiguousarray(whole).reshape(math.prod(leading), *x.shape[-2:])
+
+
+def _flatten_pairs(x: Array, leading: tuple[int, ...], pairs: tuple[int, int]) -> Array:
+    """A mask or bias to (batch, Tq, Tk); axes along which it does not change keep stride 0."""
+    x = x.reshape((1,) * (2 - x.ndim) + x.shape)
+    batch = math.prod(leading)
+    if math.prod(x.shape[:-2]) == 1:
+        x = x.reshape(1, *x.shape[-2:])
+    else:
+        x = np.broadcast_to(x, (*leading, *x.shape[-2:])).reshape(batch, *x.shape[-2:])
+    return np.broadcast_to(x, (batch, *pairs))

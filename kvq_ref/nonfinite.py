@@ -1,0 +1,129 @@
+"""NaN and infinity stay where they are seen.
+
+Padding is often uninitialised memory. A masked key or value may hold NaN or
+infinity, and 0 * NaN is NaN: a product with weights that are zero under the
+mask is not enough to keep it out. So before any form runs, what is not finite
+is replaced by zero; afterwards NaN is written into exactly those rows that saw
+it. The forms can then be plain mathematics, and a NaN in a future token changes
+no bit of what came before it.
+
+The rule is one for all forms: a query that sees a non-finite key, value or
+bias, or is itself not finite and sees anything, gets a row of NaN. A bias of
+-inf hides its key, as a mask does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from kvq_ref.arrays import all_finite, device, namespace
+from kvq_ref.masks import is_key_mask, visible_pairs
+from kvq_ref.types import Array, Grads, State, map_state
+
+
+class Quarantine(NamedTuple):
+    """Who saw something that is not finite.
+
+    Attributes
+    ----------
+    visible : array of bool, broadcasts to (..., Tq, Tk)
+    rows : array of bool, shape (..., Tq)
+        The queries whose output is NaN.
+    state : array of bool, shape (...)
+        Whether the final state is.
+    """
+
+    visible: Array
+    rows: Array
+    state: Array
+
+
+class Inputs(NamedTuple):
+    """What a form sees of its arguments."""
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array | None
+    bias: Array | None
+
+
+def isolate(inputs: Inputs, is_causal: bool, has_state: bool) -> tuple[Inputs, Quarantine]:
+    """Replace what is not finite by zero, and note who saw it."""
+    q, k, v, mask, bias = inputs
+    xp = namespace(q)
+    if bias is not None:
+        seen = bias != -math.inf
+        mask = seen if mask is None else mask & seen
+    visible = visible_pairs(mask, is_causal, q, k)
+    if visible is None:
+        visible = xp.ones((q.shape[-2], k.shape[-2]), dtype=xp.bool, device=device(q))
+
+    bad_q = xp.any(~xp.isfinite(q), axis=-1)[..., :, None]
+    bad_key = (xp.any(~xp.isfinite(k), axis=-1) | xp.any(~xp.isfinite(v), axis=-1))[..., None, :]
+    bad = bad_q | bad_key
+    if bias is not None:
+        bad = bad | ~xp.isfinite(bias)
+        bias = _finite(bias)
+    rows = xp.any(visible & bad, axis=-1)
+    if has_state:  # every query sees the state
+        rows = rows | bad_q[..., 0]
+    in_state = bad_key if mask is None or not is_key_mask(mask) else bad_key & mask
+    state = xp.any(in_state, axis=(-2, -1))
+    return Inputs(_finite(q), _finite(k), _finite(v), mask, bias), Quarantine(visible, rows, state)
+
+
+def nothing_isolated(inputs: Inputs, is_causal: bool) -> Quarantine:
+    """The quarantine of finite inputs, for a backward pass whose ``dout`` is not finite."""
+    _, quarantine = isolate(inputs, is_causal, has_state=False)
+    return quarantine
+
+
+def mark_rows(out: Array, quarantine: Quarantine) -> Array:
+    """NaN in the outputs of the rows that saw something."""
+    return _nan_where(quarantine.rows[..., None], out)
+
+
+def mark_state(state: State, quarantine: Quarantine) -> State:
+    """NaN in a state that took in something."""
+    return map_state(lambda x: _nan_where(quarantine.state[..., None, None], x), state)
+
+
+def isolate_cotangent(dout: Array, quarantine: Quarantine) -> tuple[Array, Quarantine]:
+    """The same for the gradient that comes in: a padded query's may be anything."""
+    xp = namespace(dout)
+    bad = xp.any(~xp.isfinite(dout), axis=-1) & xp.any(quarantine.visible, axis=-1)
+    return _finite(dout), quarantine._replace(rows=quarantine.rows | bad)
+
+
+def mark_grads(grads: Grads, quarantine: Quarantine) -> Grads:
+    """NaN in the gradient of everything that a marked row depends on."""
+    xp = namespace(grads.q)
+    rows, pairs = quarantine.rows[..., None], quarantine.visible & quarantine.rows[..., None]
+    keys = xp.any(pairs, axis=-2)[..., None]
+    anywhere = xp.any(quarantine.rows, axis=-1)
+    state = grads.initial_state
+    return Grads(
+        q=_nan_where(rows, grads.q),
+        k=_nan_where(keys, grads.k),
+        v=_nan_where(keys, grads.v),
+        bias=None if grads.bias is None else _nan_where(pairs, grads.bias),
+        alpha=None if grads.alpha is None else _nan_where(anywhere, grads.alpha),
+        initial_state=None if state is None else map_state(lambda x: _nan_where(anywhere[..., None, None], x), state),
+    )
+
+
+def inputs_finite(inputs: Inputs) -> bool:
+    arrays = (inputs.q, inputs.k, inputs.v, inputs.bias)
+    return all(all_finite(x) for x in arrays if x is not None)
+
+
+def _finite(x: Array) -> Array:
+    xp = namespace(x)
+    return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+
+
+def _nan_where(condition: Array, x: Array) -> Array:
+    xp = namespace(x)
+    return xp.where(condition, xp.full_like(x, math.nan), x)

@@ -1,0 +1,312 @@
+"""The solvers behind :mod:`kvq_ref.solve`: ways to apply (G + alpha I)^-1, with G = K^T K.
+
+Each solver below turns keys into a :class:`Factor`, something that can apply
+(G + alpha I)^-1 to a right-hand side. SciPy does the work on NumPy arrays; the
+array's own library does it elsewhere. `primal` factors the (d, d) matrix
+G + alpha I, `dual` the (Tk, Tk) matrix K K^T + alpha I, whichever is smaller.
+
+====================  ======================================================  =======================
+solver                what is factored                                        rank-deficient, alpha=0
+====================  ======================================================  =======================
+"auto"                "cholesky"; "svd" at alpha = 0 or where Cholesky fails  minimum norm
+"cholesky"            G + alpha I, or its dual                                LinAlgError
+"qr"                  the keys on top of sqrt(alpha) I, or their transpose    LinAlgError
+"svd"                 the keys                                                minimum norm
+"lstsq"               nothing: scipy.linalg.lstsq on the augmented keys       minimum norm
+"cg"                  nothing: conjugate gradients, truncated                 minimum norm
+====================  ======================================================  =======================
+
+"cholesky", "auto" and "cg" square the condition number of the keys; "qr",
+"svd" and "lstsq" do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from kvq_ref.arrays import device, is_numpy, namespace, strict_linalg, transpose
+from kvq_ref.types import Array
+
+Solve = Callable[[Array], Array]
+
+
+class Factor(NamedTuple):
+    """The left-hand side of a regression on keys K, made ready for right-hand sides.
+
+    Attributes
+    ----------
+    solve : callable
+        b (..., d, n) -> (G + alpha I)^-1 b.
+    fit : callable
+        v (..., Tk, n) -> argmin_W |v - k W|^2 + alpha |W|^2.
+    """
+
+    solve: Solve
+    fit: Solve
+
+
+# ---- Solvers: (keys, alpha) -> Factor; alpha has two trailing axes of length 1 --------
+
+
+def _auto(k: Array, alpha: Array) -> Factor:
+    if any_zero(alpha):
+        return _svd(k, alpha)
+    try:
+        return _cholesky(k, alpha)
+    except np.linalg.LinAlgError:  # alpha is lost in the rounding of G
+        return _svd(k, alpha)
+
+
+def _cholesky(k: Array, alpha: Array) -> Factor:
+    kt = transpose(k)
+    if k.shape[-2] >= k.shape[-1]:
+        primal = _cholesky_solver(kt @ k + alpha * _eye(k, k.shape[-1]))
+        return Factor(solve=primal, fit=lambda v: primal(kt @ v))
+    dual = _cholesky_solver(k @ kt + alpha * _eye(k, k.shape[-2]))
+    return Factor(solve=_through_dual(k, alpha, dual), fit=lambda v: kt @ dual(v))
+
+
+def _qr(k: Array, alpha: Array) -> Factor:
+    xp = namespace(k)
+    Tk, d = k.shape[-2:]
+    if Tk >= d:
+        # [K; sqrt(alpha) I] = Q R, so G + alpha I = R^T R and W = R^-1 Q^T [V; 0]
+        basis, r = xp.linalg.qr(_stack(k, xp.sqrt(alpha) * _eye(k, d)))
+        _require_full_rank(r)
+        top = transpose(basis[..., :Tk, :])
+        return Factor(solve=lambda b: _upper(r, _upper_t(r, b)), fit=lambda v: _upper(r, top @ v))
+    # [K^T; sqrt(alpha) I] = Q R, so K K^T + alpha I = R^T R and W is the top of Q R^-T V
+    basis, r = xp.linalg.qr(_stack(transpose(k), xp.sqrt(alpha) * _eye(k, Tk)))
+    _require_full_rank(r)
+    top = basis[..., :d, :]
+    solve = _through_dual(k, alpha, lambda b: _upper(r, _upper_t(r, b)))
+    return Factor(solve=solve, fit=lambda v: top @ _upper_t(r, v))
+
+
+def _svd(k: Array, alpha: Array) -> Factor:
+    xp = namespace(k)
+    with strict_linalg(k):
+        u, s, vt = xp.linalg.svd(k, full_matrices=False)
+    ut, right, s = transpose(u), transpose(vt), s[..., None]
+    # At alpha = 0 a singular value at the level of rounding is zero: minimum norm.
+    noise = max(k.shape[-2:]) * xp.finfo(k.dtype).eps * xp.max(s, axis=-2, keepdims=True)
+    keep = xp.where(alpha > 0, s > 0, s > noise)
+    safe = xp.where(keep, s, xp.ones_like(s))
+    for_fit = xp.where(keep, 1 / (safe + alpha / safe), xp.zeros_like(s))  # s / (s^2 + alpha), in range
+    for_solve = for_fit / safe
+    spanned = xp.where(transpose(keep), right, xp.zeros_like(right))
+    beyond = _reciprocal_where_positive(alpha)  # off the span G is 0: 1/alpha there, and 0 for minimum norm
+
+    def solve(b: Array) -> Array:
+        along = vt @ b
+        return right @ (for_solve * along) + beyond * (b - spanned @ along)
+
+    return Factor(solve=solve, fit=lambda v: right @ (for_fit * (ut @ v)))
+
+
+def _lstsq(k: Array, alpha: Array) -> Factor:
+    xp = namespace(k)
+    augmented = _stack(k, xp.sqrt(alpha) * _eye(k, k.shape[-1]))
+
+    def fit(v: Array) -> Array:
+        below = xp.zeros((*v.shape[:-2], k.shape[-1], v.shape[-1]), dtype=v.dtype, device=device(v))
+        return _minimum_norm(augmented, xp.concat([v, below], axis=-2))
+
+    def solve(b: Array) -> Array:
+        return _minimum_norm(augmented, _minimum_norm(transpose(augmented), b))
+
+    return Factor(solve=solve, fit=fit)
+
+
+def _cg(k: Array, alpha: Array) -> Factor:
+    kt = transpose(k)
+    solve = _cg_solver(lambda b: kt @ (k @ b), alpha, rank=min(k.shape[-2:]))
+    return Factor(solve=solve, fit=lambda v: solve(kt @ v))
+
+
+SOLVERS: dict[str, Callable[[Array, Array], Factor]] = {
+    "auto": _auto,
+    "cholesky": _cholesky,
+    "qr": _qr,
+    "svd": _svd,
+    "lstsq": _lstsq,
+    "cg": _cg,
+}
+
+# Those that can do with G alone, which is all that a state holds.
+GRAM_SOLVERS = ("auto", "cholesky", "svd", "cg")
+
+
+def solver_of_gram(gram: Array, alpha: Array, solver: str) -> Solve:
+    """b -> (G + alpha I)^-1 b where only G is known: at each causal prefix, or with a state."""
+    if solver == "cg":
+        return _cg_solver(lambda b: gram @ b, alpha, rank=gram.shape[-1])
+    if solver == "svd" or (solver == "auto" and any_zero(alpha)):
+        return _eigh_solver(gram, alpha)
+    try:
+        return _cholesky_solver(gram + alpha * _eye(gram, gram.shape[-1]))
+    except np.linalg.LinAlgError:
+        if solver == "cholesky":
+            raise
+        return _eigh_solver(gram, alpha)
+
+
+# ---- Right-hand sides: the linear algebra itself -------------------------------------
+
+
+def _cholesky_solver(h: Array) -> Solve:
+    """b -> h^-1 b for positive definite h."""
+    if is_numpy(h):
+        if h.size == 0:  # SciPy takes no empty batch
+            return lambda b: np.zeros((*np.broadcast_shapes(h.shape[:-2], b.shape[:-2]), *b.shape[-2:]), b.dtype)
+        lower, _ = scipy.linalg.cho_factor(h, lower=True)
+
+        def solve_with_scipy(b: Array) -> Array:
+            batch = np.broadcast_shapes(lower.shape[:-2], b.shape[:-2])
+            if 0 in b.shape or 0 in batch:
+                return np.zeros((*batch, *b.shape[-2:]), b.dtype)
+            shared = np.broadcast_to(lower, (*batch, *lower.shape[-2:]))
+            return scipy.linalg.cho_solve((shared, True), np.broadcast_to(b, (*batch, *b.shape[-2:])))
+
+        return solve_with_scipy
+
+    xp = namespace(h)
+    with strict_linalg(h):
+        lower = xp.linalg.cholesky(h)
+    if not bool(xp.all(xp.isfinite(lower))):  # how JAX reports a failure
+        raise np.linalg.LinAlgError("K^T K + alpha I is not positive definite to working precision")
+    return lambda b: xp.linalg.solve(transpose(lower), xp.linalg.solve(lower, b))
+
+
+def _eigh_solver(gram: Array, alpha: Array) -> Solve:
+    """b -> (gram + alpha I)^-1 b, a pseudo-inverse at alpha = 0, for gram that may be singular."""
+    xp = namespace(gram)
+    with strict_linalg(gram):
+        values, vectors = xp.linalg.eigh(gram)
+    values = values[..., None]
+    values = xp.where(values > 0, values, xp.zeros_like(values))
+    noise = gram.shape[-1] * xp.finfo(gram.dtype).eps * xp.max(values, axis=-2, keepdims=True)
+    keep = xp.where(alpha > 0, values + alpha > 0, values > noise)
+    inverse = _reciprocal_where_positive(xp.where(keep, values + alpha, xp.zeros_like(values)))
+    return lambda b: vectors @ (inverse * (transpose(vectors) @ b))
+
+
+def _cg_solver(times_gram: Solve, alpha: Array, rank: int) -> Solve:
+    """b -> (G + alpha I)^-1 b by conjugate gradients, every column of b on its own.
+
+    Exact arithmetic would end after `rank` steps; it is given four times as
+    many and stops earlier once every residual is at rounding level.
+    """
+    xp = namespace(alpha)
+    max_steps = 4 * rank + 10
+    at_zero = alpha == 0
+    some_zero = any_zero(alpha)
+
+    def run(b: Array) -> Array:
+        x, r = xp.zeros_like(b), b
+        p, rr = r, xp.sum(r * r, axis=-2, keepdims=True)
+        small = rr * xp.finfo(b.dtype).eps ** 2
+        for _ in range(max_steps):
+            hp = times_gram(p) + alpha * p
+            curvature = xp.sum(p * hp, axis=-2, keepdims=True)
+            active = (rr > small) & (curvature > 0)
+            if not bool(xp.any(active)):
+                break
+            step = _ratio_where(active, rr, curvature)
+            x, r = x + step * p, r - step * hp
+            rr_next = xp.sum(r * r, axis=-2, keepdims=True)
+            p = r + _ratio_where(active, rr_next, rr) * p
+            rr = rr_next
+        return x
+
+    def solve(b: Array) -> Array:
+        if not some_zero:
+            return run(b)
+        # A singular G cannot reach all of b: project on what it can, G^+ G b, then solve for that.
+        return run(xp.where(at_zero, run(times_gram(b)), b))
+
+    return solve
+
+
+def _through_dual(k: Array, alpha: Array, dual: Solve) -> Solve:
+    """(K^T K + alpha I)^-1 from (K K^T + alpha I)^-1: Woodbury, and K^T (K K^T)^-2 K at alpha = 0."""
+    xp = namespace(k)
+    kt = transpose(k)
+    scale = _reciprocal_where_positive(alpha)
+    some_zero = any_zero(alpha)
+
+    def solve(b: Array) -> Array:
+        inner = dual(k @ b)
+        woodbury = scale * (b - kt @ inner)
+        return xp.where(alpha > 0, woodbury, kt @ dual(inner)) if some_zero else woodbury
+
+    return solve
+
+
+def _upper(r: Array, b: Array) -> Array:
+    """r^-1 b for upper triangular r."""
+    if is_numpy(r) and 0 not in b.shape:
+        return scipy.linalg.solve_triangular(*_same_batch(r, b))
+    return namespace(r).linalg.solve(r, b)
+
+
+def _upper_t(r: Array, b: Array) -> Array:
+    """r^-T b for upper triangular r."""
+    if is_numpy(r) and 0 not in b.shape:
+        return scipy.linalg.solve_triangular(*_same_batch(r, b), trans="T")
+    return namespace(r).linalg.solve(transpose(r), b)
+
+
+def _minimum_norm(a: Array, b: Array) -> Array:
+    """The least-squares solution of a x = b of minimum norm."""
+    rtol = float(max(a.shape[-2:]) * namespace(a).finfo(a.dtype).eps)
+    if is_numpy(a) and 0 not in a.shape and 0 not in b.shape:
+        return scipy.linalg.lstsq(*_same_batch(a, b), cond=rtol)[0]
+    with strict_linalg(a):
+        return namespace(a).linalg.pinv(a, rtol=rtol) @ b
+
+
+def _same_batch(*arrays: Array) -> tuple[Array, ...]:
+    """Broadcast the leading axes, which SciPy's batched functions do not do by themselves."""
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in arrays))
+    return tuple(np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays)
+
+
+def _require_full_rank(r: Array) -> None:
+    xp = namespace(r)
+    diagonal = xp.abs(xp.linalg.diagonal(r))
+    if 0 in diagonal.shape:
+        return
+    floor = r.shape[-1] * xp.finfo(r.dtype).eps * xp.max(diagonal, axis=-1, keepdims=True)
+    if bool(xp.any(diagonal <= floor)):
+        raise np.linalg.LinAlgError("the keys are rank-deficient and alpha = 0: solver='svd' gives the minimum norm")
+
+
+def _stack(k: Array, below: Array) -> Array:
+    """k on top of ``below``, their leading axes broadcast."""
+    xp = namespace(k)
+    batch = np.broadcast_shapes(k.shape[:-2], below.shape[:-2])
+    return xp.concat([xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (k, below)], axis=-2)
+
+
+def _eye(like: Array, n: int) -> Array:
+    return namespace(like).eye(n, dtype=like.dtype, device=device(like))
+
+
+def any_zero(alpha: Array) -> bool:
+    return bool(namespace(alpha).any(alpha == 0))
+
+
+def _reciprocal_where_positive(x: Array) -> Array:
+    """1 / x where x > 0, and 0 elsewhere."""
+    return _ratio_where(x > 0, namespace(x).ones_like(x), x)
+
+
+def _ratio_where(condition: Array, a: Array, b: Array) -> Array:
+    """a / b where the condition holds, and 0 elsewhere."""
+    xp = namespace(a)
+    return xp.where(condition, a / xp.where(condition, b, xp.ones_like(b)), xp.zeros_like(a))

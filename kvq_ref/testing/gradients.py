@@ -1,0 +1,92 @@
+"""Derivatives by central differences, to hold a backward pass against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_ref.attention import vjp
+
+F64 = NDArray[np.float64]
+
+
+def numerical_vjp(function: Callable[[F64], F64], x: F64, dout: F64, step: float = 1e-5) -> F64:
+    """The gradient of sum(dout * function(x)), one entry of x at a time.
+
+    Parameters
+    ----------
+    function : callable
+        From an array like ``x`` to an array like ``dout``.
+    x : array of float64
+        Where to differentiate.
+    dout : array of float64
+        The gradient that comes in.
+    step : float
+        Half the distance between the two evaluations. The error is about
+        step^2 from the series and eps/step from rounding.
+
+    Returns
+    -------
+    array, shape of ``x``
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> numerical_vjp(np.square, np.array([3.0]), np.array([1.0])).round(6)
+    array([6.])
+    """
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        gradient[index] = np.sum(dout * (function(up) - function(down))) / (2 * step)
+    return gradient
+
+
+def check_vjp(form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0, **options: Any) -> dict[str, float]:
+    """Compare a form's backward with central differences, under a random gradient from above.
+
+    Parameters
+    ----------
+    form : callable
+        A form of this package.
+    q, k, v : array of float64
+        Where to differentiate.
+    seed : int
+        Of the random ``dout``.
+    **options
+        The form's keyword arguments; ``bias`` and ``alpha`` are differentiated too.
+
+    Returns
+    -------
+    dict
+        For each argument, the largest error relative to its largest gradient.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 4, 2))
+    >>> max(check_vjp(kvq.intention, q, k, v, alpha=0.5).values()) < 1e-7
+    True
+    """
+    out, pullback = vjp(form, q, k, v, **options)
+    dout = np.random.default_rng(seed).standard_normal(out.shape)
+    grads = pullback(dout)
+    arguments: dict[str, Any] = {"q": q, "k": k, "v": v} | {
+        name: np.asarray(options[name], np.float64) for name in ("bias", "alpha") if options.get(name) is not None
+    }
+    errors = {}
+    for name, x in arguments.items():
+        def moved(y: F64, name: str = name) -> F64:
+            result: F64 = form(**({"q": q, "k": k, "v": v} | options | {name: y}))
+            return result
+
+        expected = numerical_vjp(moved, x, dout)
+        got = getattr(grads, name)
+        scale = max(float(np.max(np.abs(expected), initial=0.0)), 1e-300)
+        errors[name] = float(np.max(np.abs(got - expected), initial=0.0)) / scale
+    return errors

@@ -1,0 +1,132 @@
+"""Brute force: every form as loops over queries and keys, in float64.
+
+Written from the equations alone, one number at a time and as slow as that
+sounds, so that a mistake in the forms' array code has nowhere to hide. The
+only linear algebra is ``numpy.linalg.pinv`` on the d x d system of one query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+F64 = NDArray[np.float64]
+Oracle = Callable[..., F64]
+
+
+def softmax_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.softmax_attention`, without its protection against overflow."""
+    d = np.shape(q)[-1]
+    scale = 1 / math.sqrt(d) if scale is None else scale
+    return _loop(q, k, v, lambda q_i, k_j: math.exp(scale * _dot(q_i, k_j)), normalize=True, **options)
+
+
+def expressive_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.expressive_attention`."""
+    scale = 1.0 if scale is None else scale
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        z = scale * _dot(q_i, k_j)
+        return z * z / (1 + z * z)
+
+    return _loop(q, k, v, weight, normalize=True, **options)
+
+
+def linear_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.linear_attention`; ``phi`` is a function of one number."""
+    scale = 1.0 if scale is None else scale
+    phi = options.pop("phi", lambda x: x)
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        return scale * sum(phi(float(a)) * phi(float(b)) for a, b in zip(q_i, k_j, strict=True))
+
+    return _loop(q, k, v, weight, normalize=options.pop("normalize", False), **options)
+
+
+def intention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.intention`."""
+    return _loop(q, k, v, _dot, normalize=False, alpha=alpha, **options)
+
+
+def sigma_intention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, scale: float | None = None, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.sigma_intention`."""
+    return softmax_attention(q, k, v, alpha=alpha, scale=1.0 if scale is None else scale, **options)
+
+
+def expressive_intention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, scale: float | None = None, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.expressive_intention`."""
+    return expressive_attention(q, k, v, alpha=alpha, scale=scale, **options)
+
+
+ORACLES: dict[str, Oracle] = {
+    f.__name__: f
+    for f in (
+        softmax_attention,
+        expressive_attention,
+        linear_attention,
+        intention,
+        sigma_intention,
+        expressive_intention,
+    )
+}
+
+
+def _loop(
+    q_: ArrayLike,
+    k_: ArrayLike,
+    v_: ArrayLike,
+    weight: Callable[[F64, F64], float],
+    *,
+    normalize: bool,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    is_causal: bool = False,
+    alpha: ArrayLike | None = None,
+) -> F64:
+    q, k, v = (np.asarray(x, np.float64) for x in (q_, k_, v_))
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    masks = np.asarray(True if mask is None else mask)
+    biases = np.asarray(0.0 if bias is None else bias, np.float64)
+    alphas = np.asarray(0.0 if alpha is None else alpha, np.float64)
+    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks.shape[:-2], biases.shape[:-2], alphas.shape)
+    q, k, v = (np.broadcast_to(x, batch + x.shape[-2:]) for x in (q, k, v))
+    masks, biases = (np.broadcast_to(x, (*batch, Tq, Tk)) for x in (masks, biases))
+    alphas = np.broadcast_to(alphas, batch)
+
+    out = np.zeros((*batch, Tq, v.shape[-1]))
+    for b in np.ndindex(*batch):
+        for i in range(Tq):
+            seen = [j for j in range(Tk) if masks[b][i, j] and (j <= i or not is_causal)]
+            query = q[b][i] if alpha is None else _precondition(q[b][i], [k[b][j] for j in seen], float(alphas[b]))
+            weights = [math.exp(biases[b][i, j]) * weight(query, k[b][j]) for j in seen]
+            total = sum(weights) if normalize else 1.0
+            if total != 0:
+                for w, j in zip(weights, seen, strict=True):
+                    out[b][i] += w * v[b][j] / total
+    return out
+
+
+def _precondition(q_i: F64, keys: list[F64], alpha: float) -> F64:
+    """(sum_j k_j k_j^T + alpha I)^-1 q_i, a pseudo-inverse at alpha = 0."""
+    d = len(q_i)
+    if alpha > 0:
+        h = alpha * np.eye(d)
+        for k_j in keys:
+            h += np.outer(k_j, k_j)
+        return np.linalg.solve(h, q_i)
+    if not keys:
+        return np.zeros(d)
+    inverse = np.linalg.pinv(np.array(keys))
+    return inverse @ (inverse.T @ q_i)
+
+
+def _dot(a: F64, b: F64) -> float:
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
