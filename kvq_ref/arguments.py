@@ -17,7 +17,7 @@ from kvq_ref.arrays import COMPUTE_DTYPES, HALF_DTYPES, device, dtype_name, is_a
 from kvq_ref.features import FEATURE_MAPS, FeatureMap, elementwise
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
-from kvq_ref.masks import is_key_mask
+from kvq_ref.masks import is_key_mask, with_key_axis
 from kvq_ref.solvers import GRAM_SOLVERS, SOLVERS
 from kvq_ref.types import Array
 
@@ -52,6 +52,8 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
             check_pair_shape(name, options[name], Tq, Tk)
 
     ready = dict(options)
+    if "mask" in arrays:
+        ready["mask"] = with_key_axis(options["mask"], Tk)
     if "is_causal" in ready:
         ready["is_causal"] = check_flag("is_causal", ready["is_causal"])
     if "scale" in ready:
@@ -194,7 +196,7 @@ def check_feature_map(feature_map: Any) -> FeatureMap:
 
 def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: Array, k: Array, v: Array) -> None:
     """A state of the right kind, and options that a state can go with."""
-    state, mask = options["initial_state"], options.get("mask")
+    state, mask = options["initial_state"], options["mask"]
     if state is None and not returns_state:
         return
     if not is_key_mask(mask):

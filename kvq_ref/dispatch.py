@@ -24,6 +24,7 @@ from kvq_ref import kernels, nonfinite
 from kvq_ref.arguments import DTYPES, LIBRARIES, check_call, check_dtypes, check_same_library, check_word
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, is_numpy, library, namespace, sum_to_shape
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.masks import hide_keys
 from kvq_ref.nonfinite import Inputs
 from kvq_ref.types import Array, Grads, map_state
 
@@ -220,6 +221,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
     quarantine = None
     if not nonfinite.inputs_finite(inputs):
         inputs, quarantine = nonfinite.isolate(inputs, is_causal, initial_state is not None)
+    inputs = _without_unseen_keys(inputs)
 
     if "bias" in form.options:
         options["bias"] = inputs.bias
@@ -287,6 +289,15 @@ def _widen(x: Any) -> Any:
 
 def _narrow(x: Array, like: Array) -> Array:
     return namespace(x).astype(x, like.dtype)
+
+
+def _without_unseen_keys(inputs: Inputs) -> Inputs:
+    """Zero the keys and values that the mask hides from every query: what they hold could overflow."""
+    if inputs.mask is None:
+        return inputs
+    seen = namespace(inputs.mask).any(inputs.mask, axis=-2, keepdims=True)
+    k, v = hide_keys(seen, inputs.k, inputs.v)
+    return inputs._replace(k=k, v=v)
 
 
 def _with_one_hidden_key(inputs: Inputs) -> Inputs:

@@ -145,9 +145,16 @@ def visible_pairs(mask: Array | None, is_causal: bool, q: Array, k: Array) -> Ar
     return prefix if mask is None else mask & prefix
 
 
+def with_key_axis(mask: Array | None, Tk: int) -> Array | None:
+    """A mask that broadcasts to (..., Tq, Tk), with all Tk keys in its last axis and a query axis before it."""
+    if mask is None or (mask.ndim >= 2 and mask.shape[-1] == Tk):
+        return mask
+    return namespace(mask).broadcast_to(mask, (*mask.shape[:-2], *((1,) if mask.ndim < 2 else mask.shape[-2:-1]), Tk))
+
+
 def is_key_mask(mask: Array | None) -> bool:
-    """Whether the mask says the same of every query: shape (..., 1, Tk) or (Tk,), or no mask at all."""
-    return mask is None or mask.ndim < 2 or mask.shape[-2] == 1
+    """Whether the mask says the same of every query: shape (..., 1, Tk), or no mask at all."""
+    return mask is None or mask.shape[-2] == 1
 
 
 def hide_keys(mask: Array | None, *rows: Array) -> tuple[Array, ...]:
@@ -159,7 +166,7 @@ def hide_keys(mask: Array | None, *rows: Array) -> tuple[Array, ...]:
     if mask is None:
         return rows
     xp = namespace(mask)
-    column = mask[:, None] if mask.ndim < 2 else xp.matrix_transpose(mask)  # (..., Tk, 1)
+    column = xp.matrix_transpose(mask)  # (..., Tk, 1)
     return tuple(xp.where(column, x, xp.zeros_like(x)) for x in rows)
 
 

@@ -128,7 +128,7 @@ def _own_regressions(
 def _prefix_grams(k: Array, Tq: int) -> Array:
     """sum_{j <= i} k_j k_j^T for every query i: each a sum over the past and nothing else."""
     xp = namespace(k)
-    k = k[..., :Tq, :]
+    k = k[..., : min(Tq, k.shape[-2]), :]
     prefix = xp.cumulative_sum(k[..., :, None] * k[..., None, :], axis=-3)
     last = k.shape[-2] - 1  # queries past the last key see all of them
     rows = xp.arange(Tq, device=device(k))

@@ -22,6 +22,7 @@ solver                what is factored                                        ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def _auto(k: Array, alpha: Array) -> Factor:
         return _svd(k, alpha)
     try:
         return _cholesky(k, alpha)
-    except np.linalg.LinAlgError:  # alpha is lost in the rounding of G
+    except np.linalg.LinAlgError:  # alpha is lost in the rounding of G, somewhere in the batch
         return _svd(k, alpha)
 
 
@@ -147,19 +148,45 @@ def solver_of_gram(gram: Array, alpha: Array, solver: str) -> Solve:
         return _cg_solver(lambda b: gram @ b, alpha, rank=gram.shape[-1])
     if solver == "svd" or (solver == "auto" and any_zero(alpha)):
         return _eigh_solver(gram, alpha)
+    h = gram + alpha * _eye(gram, gram.shape[-1])
     try:
-        return _cholesky_solver(gram + alpha * _eye(gram, gram.shape[-1]))
+        return _cholesky_solver(h)
     except np.linalg.LinAlgError:
         if solver == "cholesky":
             raise
-        return _eigh_solver(gram, alpha)
+    # alpha is lost in the rounding of some G. The others keep Cholesky: what a later
+    # token did to its prefix must not change a bit of an earlier one.
+    xp = namespace(h)
+    definite = _is_positive_definite(h)
+    regular = _cholesky_solver(xp.where(definite, h, _eye(h, h.shape[-1])))
+    singular = _eigh_solver(gram, alpha)
+    return lambda b: xp.where(definite, regular(b), singular(b))
 
 
 # ---- Right-hand sides: the linear algebra itself -------------------------------------
 
 
+def _nan_where_overflowed(h: Array, solver_of: Callable[[Array], Solve]) -> Solve:
+    """The solver of a batch of matrices, some of which may have overflowed: those give NaN, not the others."""
+    xp = namespace(h)
+    finite = xp.all(xp.isfinite(h), axis=(-2, -1), keepdims=True)
+    if bool(xp.all(finite)):
+        return solver_of(h)
+    solve = solver_of(xp.where(finite, h, _eye(h, h.shape[-1])))
+
+    def solve_where_finite(b: Array) -> Array:
+        x = solve(b)
+        return xp.where(finite, x, xp.full_like(x, math.nan))
+
+    return solve_where_finite
+
+
 def _cholesky_solver(h: Array) -> Solve:
     """b -> h^-1 b for positive definite h."""
+    return _nan_where_overflowed(h, _cholesky_solver_of_finite)
+
+
+def _cholesky_solver_of_finite(h: Array) -> Solve:
     if is_numpy(h):
         if h.size == 0:  # SciPy takes no empty batch
             return lambda b: np.zeros((*np.broadcast_shapes(h.shape[:-2], b.shape[:-2]), *b.shape[-2:]), b.dtype)
@@ -175,15 +202,48 @@ def _cholesky_solver(h: Array) -> Solve:
         return solve_with_scipy
 
     xp = namespace(h)
-    with strict_linalg(h):
-        lower = xp.linalg.cholesky(h)
-    if not bool(xp.all(xp.isfinite(lower))):  # how JAX reports a failure
-        raise np.linalg.LinAlgError("K^T K + alpha I is not positive definite to working precision")
+    lower = _cholesky_factor(h)
     return lambda b: xp.linalg.solve(transpose(lower), xp.linalg.solve(lower, b))
+
+
+def _cholesky_factor(h: Array) -> Array:
+    """The lower factor by the array's own library, and one way of failing for all of them."""
+    xp = namespace(h)
+    failure = np.linalg.LinAlgError("K^T K + alpha I is not positive definite to working precision")
+    try:
+        with strict_linalg(h):
+            lower = xp.linalg.cholesky(h)
+    except np.linalg.LinAlgError:
+        raise failure from None
+    except RuntimeError as error:  # PyTorch's LinAlgError is one of these
+        if "LinAlgError" not in type(error).__name__:
+            raise
+        raise failure from None
+    if not bool(xp.all(xp.isfinite(lower))):  # JAX returns NaN
+        raise failure
+    return lower
+
+
+def _is_positive_definite(h: Array) -> Array:
+    """For each matrix of a batch whether Cholesky succeeds, shape (..., 1, 1). One at a time: few calls come here."""
+    xp = namespace(h)
+    flags = []
+    for one in xp.unstack(xp.reshape(h, (-1, *h.shape[-2:]))):
+        try:
+            _cholesky_solver(one)
+        except np.linalg.LinAlgError:
+            flags.append(False)
+        else:
+            flags.append(True)
+    return xp.reshape(xp.asarray(flags, dtype=xp.bool, device=device(h)), (*h.shape[:-2], 1, 1))
 
 
 def _eigh_solver(gram: Array, alpha: Array) -> Solve:
     """b -> (gram + alpha I)^-1 b, a pseudo-inverse at alpha = 0, for gram that may be singular."""
+    return _nan_where_overflowed(gram, lambda finite_gram: _eigh_solver_of_finite(finite_gram, alpha))
+
+
+def _eigh_solver_of_finite(gram: Array, alpha: Array) -> Solve:
     xp = namespace(gram)
     with strict_linalg(gram):
         values, vectors = xp.linalg.eigh(gram)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvq_ref.arrays import namespace, transpose
+from kvq_ref.arrays import device, namespace, transpose
 from kvq_ref.features import FEATURE_MAPS, FeatureMap
 from kvq_ref.masks import hide_keys, is_key_mask, reciprocal_or_zero, visible_pairs
 from kvq_ref.types import Array, Grads
@@ -67,7 +67,7 @@ def forward(
     phi_k = feature_map.apply(k)
     if is_key_mask(mask):
         (phi_k,) = hide_keys(mask, phi_k)
-    v1 = xp.concat([v, xp.ones_like(v[..., :1])], axis=-1)
+    v1 = xp.concat([v, xp.ones((*v.shape[:-1], 1), dtype=v.dtype, device=device(v))], axis=-1)
     s0 = None if initial_state is None else _join(initial_state)
 
     if is_key_mask(mask) and not is_causal:

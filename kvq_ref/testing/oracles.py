@@ -21,7 +21,7 @@ Oracle = Callable[..., F64]
 def softmax_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
     """Loops for :func:`kvq_ref.softmax_attention`, without its protection against overflow."""
     d = np.shape(q)[-1]
-    scale = 1 / math.sqrt(d) if scale is None else scale
+    scale = 1 / math.sqrt(d or 1) if scale is None else scale
     return _loop(q, k, v, lambda q_i, k_j: math.exp(scale * _dot(q_i, k_j)), normalize=True, **options)
 
 

@@ -1,0 +1,423 @@
+"""One contract over all forms x implementations x array libraries."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import (
+    LIBRARIES,
+    Case,
+    cases,
+    convert,
+    each_form,
+    each_implementation,
+    library,
+    oracle_options,
+    public,
+    relative_error,
+    skip_if_missing,
+)
+
+import kvq_ref as kvq
+from kvq_ref.dispatch import Form
+from kvq_ref.testing import ORACLES, check_vjp
+
+BARS = {"float64": 1e-12, "float32": 1e-5}
+
+
+def alpha_of(form: Form) -> dict[str, Any]:
+    return {"alpha": 0.5} if "alpha" in form.options else {}
+
+
+def random_qkv(rng: np.random.Generator, T: int = 6, d: int = 3, dv: int = 4, dtype: str = "float64") -> list[np.ndarray]:
+    return [rng.standard_normal((T, n)).astype(dtype) for n in (d, d, dv)]
+
+
+# ---- Values --------------------------------------------------------------------------
+
+
+def conditioning(form: Form, case: Case) -> float:
+    """How much a least-squares form amplifies rounding: the condition number of G + alpha I."""
+    if "alpha" not in form.options:
+        return 1.0
+    gram_max = float(np.max(np.linalg.eigvalsh(np.swapaxes(case.k, -1, -2) @ case.k)))
+    return 1 + gram_max / float(np.min(case.options["alpha"]))
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@each_implementation
+def test_forward_equals_brute_force(
+    form: Form, implementation: str, library_name: str, dtype: str, rng: np.random.Generator
+) -> None:
+    skip_if_missing(form, implementation)
+    lib = library(library_name)
+    if implementation == "compiled" and library_name != "numpy":
+        pytest.skip("kernels take NumPy arrays")
+    for case in cases(form, rng):
+        q, k, v = (lib.make(x.astype(dtype)) for x in (case.q, case.k, case.v))
+        out = public(form)(q, k, v, implementation=implementation, **convert(case.options, lib, dtype))
+        rounded = [x.astype(dtype) for x in (case.q, case.k, case.v)]
+        options = oracle_options(convert(case.options, library("numpy"), dtype))
+        expected = ORACLES[form.name](*rounded, **options)
+        assert type(out) is type(q)
+        assert out.dtype == q.dtype
+        assert tuple(out.shape) == expected.shape, case.name
+        bar = BARS[dtype] if dtype == "float64" else max(BARS[dtype], 10 * np.finfo(dtype).eps * conditioning(form, case))
+        assert relative_error(lib.back(out), expected) <= bar, case.name
+
+
+@each_implementation
+def test_gradients_equal_central_differences(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    for case in cases(form, rng, sizes=(3, 4, 2, 2)):
+        errors = check_vjp(public(form), case.q, case.k, case.v, implementation=implementation, **case.options)
+        assert set(errors) >= set(case.arrays()) | ({"alpha"} if "alpha" in form.options else set())
+        assert max(errors.values()) < 1e-6, (case.name, errors)
+
+
+@pytest.mark.parametrize("library_name", LIBRARIES[1:])
+@each_form
+def test_gradients_agree_between_libraries(form: Form, library_name: str, rng: np.random.Generator) -> None:
+    lib = library(library_name)
+    for case in cases(form, rng):
+        expected_out, pullback = kvq.vjp(public(form), case.q, case.k, case.v, implementation="reference", **case.options)
+        dout = rng.standard_normal(expected_out.shape)
+        expected = pullback(dout)
+        arrays = [lib.make(x) for x in (case.q, case.k, case.v)]
+        _, pullback = kvq.vjp(public(form), *arrays, **convert(case.options, lib, "float64"))
+        got = pullback(lib.make(dout))
+        for name, x in case.arrays().items():
+            grad = getattr(got, name)
+            assert type(grad) is type(arrays[0])
+            assert tuple(grad.shape) == x.shape
+            assert relative_error(lib.back(grad), getattr(expected, name)) < 1e-10, (case.name, name)
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@each_implementation
+def test_compiled_gradients_equal_reference(
+    form: Form, implementation: str, dtype: str, rng: np.random.Generator
+) -> None:
+    if implementation == "reference":
+        pytest.skip("it is the reference")
+    skip_if_missing(form, implementation)
+    numpy = library("numpy")
+    for sizes in ((5, 7, 3, 4), (67, 130, 17, 33), (130, 67, 64, 64), (1, 1, 1, 1)):
+        for case in cases(form, rng, sizes):
+            arrays = [x.astype(dtype) for x in (case.q, case.k, case.v)]
+            options = convert(case.options, numpy, dtype)
+            out, pullback = kvq.vjp(public(form), *arrays, implementation="compiled", **options)
+            reference, reference_pullback = kvq.vjp(public(form), *arrays, implementation="reference", **options)
+            dout = rng.standard_normal(out.shape).astype(dtype)
+            bar = (1e-11 if dtype == "float64" else 1e-5) * max(1.0, math.sqrt(conditioning(form, case)))
+            assert relative_error(out, reference) < bar, case.name
+            for name, got, expected in zip(
+                pullback(dout)._fields, pullback(dout), reference_pullback(dout), strict=True
+            ):
+                if expected is not None:
+                    assert got.dtype == expected.dtype
+                    assert relative_error(got, expected) < 10 * bar, (sizes, case.name, name)
+
+
+@each_implementation
+def test_large_scores_stay_finite(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng, dtype="float32")
+    z = np.abs(q @ k.T).max()
+    q *= 1e4 / z  # scores up to 1e4 for the forms without a preconditioner
+    scale = {"scale": 1.0} if "scale" in form.options else {}
+    out, pullback = kvq.vjp(public(form), q, k, v, implementation=implementation, **alpha_of(form), **scale)
+    expected = ORACLES[form.name](q, k, v, **alpha_of(form)) if form.name == "expressive_attention" else None
+    grads = pullback(np.ones_like(out))
+    assert all(np.isfinite(x).all() for x in (out, grads.q, grads.k, grads.v))
+    if expected is not None:
+        assert relative_error(out, expected) < 1e-5
+
+
+# ---- Edges ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@pytest.mark.parametrize("sizes", [(0, 3, 2, 2), (3, 0, 2, 2), (3, 3, 0, 2), (3, 3, 2, 0), (0, 0, 0, 0), (1, 1, 1, 1)])
+@each_implementation
+def test_empty_and_single(
+    form: Form, implementation: str, sizes: tuple[int, int, int, int], library_name: str, rng: np.random.Generator
+) -> None:
+    skip_if_missing(form, implementation)
+    lib = library(library_name)
+    if implementation == "compiled" and library_name != "numpy":
+        pytest.skip("kernels take NumPy arrays")
+    Tq, Tk, d, dv = sizes
+    for leading in ((), (2,), (0,)):
+        for is_causal in (False, True):
+            arrays = [rng.standard_normal((*leading, *shape)) for shape in ((Tq, d), (Tk, d), (Tk, dv))]
+            options = alpha_of(form) | {"is_causal": is_causal}
+            if "bias" in form.options:
+                options["bias"] = rng.standard_normal((Tq, Tk))
+            out, pullback = kvq.vjp(
+                public(form), *map(lib.make, arrays), implementation=implementation, **convert(options, lib, "float64")
+            )
+            assert tuple(out.shape) == (*leading, Tq, dv)
+            assert relative_error(lib.back(out), ORACLES[form.name](*arrays, **options)) < 1e-12
+            grads = pullback(out)
+            for grad, x in zip((grads.q, grads.k, grads.v), arrays, strict=True):
+                assert tuple(grad.shape) == x.shape
+                assert np.isfinite(lib.back(grad)).all()
+
+
+@each_implementation
+def test_inputs_are_left_alone(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    for case in cases(form, rng):
+        # Every second entry of a larger array, transposed in memory, and read-only.
+        strided = []
+        for x in (case.q, case.k, case.v):
+            room = np.full((*x.shape[:-2], 2 * x.shape[-1], 3 * x.shape[-2]), np.nan)
+            view = np.swapaxes(room, -1, -2)[..., ::3, ::2]
+            view[...] = x
+            view.flags.writeable = False
+            strided.append(view)
+        copies = [x.copy() for x in strided]
+        out, pullback = kvq.vjp(public(form), *strided, implementation=implementation, **case.options)
+        plain = public(form)(case.q, case.k, case.v, implementation=implementation, **case.options)
+        assert relative_error(out, plain) < 1e-13
+        dout = np.ones_like(out)
+        dout.flags.writeable = False
+        first = pullback(dout)
+        second = pullback(dout)
+        for a, b in zip(first[:3], second[:3], strict=True):
+            np.testing.assert_array_equal(a, b)  # a pullback can be called again
+        for x, copy in zip(strided, copies, strict=True):
+            np.testing.assert_array_equal(x, copy)
+        assert not any(np.shares_memory(out, x) for x in strided)
+
+
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@each_form
+def test_dtype_in_is_dtype_out(form: Form, dtype: str, library_name: str, rng: np.random.Generator) -> None:
+    lib = library(library_name)
+    if library_name == "array_api_strict" and dtype in ("float16", "bfloat16"):
+        pytest.skip("the standard has no half precision")
+    if library_name == "cupy" and dtype == "bfloat16":
+        pytest.skip("CuPy has no bfloat16")
+    arrays64 = random_qkv(rng)
+    if library_name == "torch":
+        torch = pytest.importorskip("torch")
+        q, k, v = (torch.asarray(x).to(getattr(torch, dtype)) for x in arrays64)
+    else:
+        numpy_dtype = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+        q, k, v = (lib.make(x.astype(numpy_dtype)) for x in arrays64)
+    out, pullback = kvq.vjp(public(form), q, k, v, **alpha_of(form))
+    grads = pullback(out)
+    assert out.dtype == grads.q.dtype == grads.k.dtype == grads.v.dtype == q.dtype
+    # One rounding at the end: as near to the exact result as the dtype allows, up to float32's own error.
+    exact = ORACLES[form.name](*(np.asarray(lib.back(x), np.float64) for x in (q, k, v)), **alpha_of(form))
+    eps = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 1e-5, "float64": 1e-12}[dtype]
+    assert relative_error(np.asarray(lib.back(out), np.float64), exact) <= eps * 1.1
+
+
+@each_implementation
+def test_row_that_sees_nothing_is_zero(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng)
+    mask = np.ones((6, 6), bool)
+    mask[2] = False
+    bias = {"bias": rng.standard_normal((6, 6))} if "bias" in form.options else {}
+    for options in ({"mask": mask}, {"mask": np.zeros((1, 6), bool)}, {"mask": mask, "is_causal": True}):
+        out, pullback = kvq.vjp(public(form), q, k, v, implementation=implementation, **alpha_of(form), **bias, **options)
+        hidden = ~options["mask"].any(axis=-1) | np.zeros(6, bool)
+        np.testing.assert_array_equal(out[hidden], 0.0)
+        only_hidden = np.where(hidden[:, None], rng.standard_normal(out.shape), 0.0)
+        for grad in pullback(only_hidden):
+            if grad is not None:
+                np.testing.assert_array_equal(grad, 0.0)
+
+
+@each_implementation
+def test_orthogonal_query_of_expressive_attention_is_zero(
+    form: Form, implementation: str, rng: np.random.Generator
+) -> None:
+    if not form.name.startswith("expressive"):
+        pytest.skip("only z^2 / (1 + z^2) can vanish on a whole row")
+    skip_if_missing(form, implementation)
+    q, k = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [2.0, 0.0]])
+    v = rng.standard_normal((2, 3))
+    out, pullback = kvq.vjp(public(form), q, k, v, implementation=implementation, **alpha_of(form))
+    np.testing.assert_array_equal(out[0], 0.0)
+    grads = pullback(np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
+    for grad in grads[:3]:
+        np.testing.assert_array_equal(grad, 0.0)
+
+
+# ---- What is hidden does not leak ----------------------------------------------------
+
+
+def grads_of(form: Form, q: Any, k: Any, v: Any, dout: Any, **options: Any) -> tuple[Any, Any]:
+    out, pullback = kvq.vjp(public(form), q, k, v, **options)
+    return out, pullback(dout)
+
+
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e300])
+@each_implementation
+def test_nothing_leaks_from_behind_the_mask(
+    form: Form, implementation: str, poison: float, library_name: str, rng: np.random.Generator
+) -> None:
+    skip_if_missing(form, implementation)
+    lib = library(library_name)
+    if implementation == "compiled" and library_name != "numpy":
+        pytest.skip("kernels take NumPy arrays")
+    q, k, v = (rng.standard_normal((2, 6, n)) for n in (3, 3, 4))
+    dout = rng.standard_normal((2, 6, 4))
+    hidden = np.array([1, 4])
+    key_mask = np.ones((2, 1, 6), bool)
+    key_mask[..., hidden] = False
+    pair_mask = np.broadcast_to(key_mask, (2, 6, 6)).copy()
+    pair_mask[:, 0, 0] = False
+    bad_k, bad_v = k.copy(), v.copy()
+    bad_k[:, hidden], bad_v[:, hidden] = poison, poison
+    for mask in (key_mask, pair_mask):
+        for is_causal in (False, True):
+            options = alpha_of(form) | {"is_causal": is_causal, "mask": lib.make(mask), "implementation": implementation}
+            clean = grads_of(form, *map(lib.make, (q, k, v, dout)), **options)
+            dirty = grads_of(form, *map(lib.make, (q, bad_k, bad_v, dout)), **options)
+            np.testing.assert_allclose(lib.back(dirty[0]), lib.back(clean[0]), rtol=1e-13, atol=1e-14)
+            for got, expected in zip(dirty[1], clean[1], strict=True):
+                if got is not None:
+                    np.testing.assert_allclose(lib.back(got), lib.back(expected), rtol=1e-12, atol=1e-13)
+
+
+@each_implementation
+def test_padded_queries_do_not_leak(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng)
+    dout = rng.standard_normal((6, 4))
+    mask = np.ones((6, 6), bool)
+    mask[4:] = False
+    options = alpha_of(form) | {"mask": mask, "implementation": implementation}
+    _, clean = grads_of(form, q, k, v, dout, **options)
+    bad_q, bad_dout = q.copy(), dout.copy()
+    bad_q[4:], bad_dout[4:] = math.nan, math.inf
+    out, dirty = grads_of(form, bad_q, k, v, bad_dout, **options)
+    np.testing.assert_array_equal(out[4:], 0.0)
+    for got, expected in zip(dirty[:3], clean[:3], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@each_implementation
+def test_visible_nan_is_reported_where_it_is_seen(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng)
+    v[3] = math.nan
+    out, pullback = kvq.vjp(public(form), q, k, v, is_causal=True, implementation=implementation, **alpha_of(form))
+    assert np.isfinite(out[:3]).all()
+    assert np.isnan(out[3:]).all()
+    grads = pullback(np.ones_like(out))
+    assert np.isfinite(grads.q[:3]).all()
+    assert np.isnan(grads.q[3:]).all()
+    assert np.isnan(grads.v).all()  # every key is seen by a query that saw the NaN
+
+
+@each_implementation
+def test_minus_infinite_bias_hides(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    if "bias" not in form.options:
+        pytest.skip("takes no bias")
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng)
+    mask = rng.random((6, 6)) < 0.6
+    mask[1] = False
+    bias = rng.standard_normal((6, 6))
+    options = alpha_of(form) | {"implementation": implementation}
+    dout = rng.standard_normal((6, 4))
+    out, grads = grads_of(form, q, k, v, dout, mask=mask, bias=bias, **options)
+    same, same_grads = grads_of(form, q, k, v, dout, bias=np.where(mask, bias, -math.inf), **options)
+    np.testing.assert_array_equal(out, same)
+    for a, b in zip(grads, same_grads, strict=True):
+        if a is not None:
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["finite", "nan", "inf", "huge"])
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@each_implementation
+def test_no_future_token_changes_a_bit(
+    form: Form, implementation: str, library_name: str, dtype: str, change: str, rng: np.random.Generator
+) -> None:
+    skip_if_missing(form, implementation)
+    lib = library(library_name)
+    if implementation == "compiled" and library_name != "numpy":
+        pytest.skip("kernels take NumPy arrays")
+    T = 70 if library_name == "numpy" else 12
+    q, k, v = (rng.standard_normal((2, T, n)).astype(dtype) for n in (5, 5, 4))
+    options = alpha_of(form) | {"is_causal": True, "implementation": implementation}
+    out = lib.back(public(form)(*map(lib.make, (q, k, v)), **options))
+    for t in rng.integers(0, T - 1, 4):
+        k2, v2 = k.copy(), v.copy()
+        value = {"finite": None, "nan": math.nan, "inf": math.inf, "huge": 1e30}[change]
+        for x in (k2, v2):
+            x[:, t + 1 :] = rng.standard_normal(x[:, t + 1 :].shape) if value is None else value
+        with np.errstate(over="ignore", invalid="ignore"):  # those that see 1e30 may overflow
+            changed = lib.back(public(form)(*map(lib.make, (q, k2, v2)), **options))
+        np.testing.assert_array_equal(changed[:, : t + 1], out[:, : t + 1])
+
+
+# ---- Recurrent use -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library_name", LIBRARIES)
+@each_form
+def test_pieces_give_the_whole(form: Form, library_name: str, rng: np.random.Generator) -> None:
+    if not form.has_state:
+        pytest.skip("keeps no state")
+    lib = library(library_name)
+    T = 33 if library_name == "jax" else 257  # JAX compiles every operation for every length
+    q, k, v, dout = (lib.make(rng.standard_normal((2, T, n))) for n in (4, 4, 3, 3))
+    mask = lib.make(rng.random((2, 1, T)) < 0.8)
+    f = public(form)
+    variants: list[dict[str, Any]] = [alpha_of(form), alpha_of(form) | {"mask": mask}]
+    if "normalize" in form.options:
+        variants.append({"normalize": True, "feature_map": "elu+1"})
+    for options in variants:
+        keyless = {name: x for name, x in options.items() if name != "mask"}
+        whole, pullback = kvq.vjp(f, q, k, v, is_causal=True, **options)
+        expected = pullback(dout)
+        cuts = [0, *sorted(int(x) for x in rng.choice(np.arange(1, T), 5, replace=False)), T]
+        spans = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        state, outs, pullbacks = None, [], []
+        for s in spans:
+            piece = keyless | ({"mask": mask[..., s]} if "mask" in options else {})
+            (out, state), back = kvq.vjp(
+                f, q[:, s, :], k[:, s, :], v[:, s, :], is_causal=True, initial_state=state, output_final_state=True, **piece
+            )
+            outs.append(lib.back(out))
+            pullbacks.append(back)
+        assert relative_error(np.concatenate(outs, axis=1), lib.back(whole)) < 1e-12
+        # And backward: the gradient of a piece's initial state is that of the last piece's final state.
+        dstate, pieces = None, []
+        for s, back in zip(spans[::-1], pullbacks[::-1], strict=True):
+            grads = back((dout[:, s, :], dstate))
+            dstate = grads.initial_state
+            pieces.append(grads)
+        for name in ("q", "k", "v"):
+            got = np.concatenate([lib.back(getattr(g, name)) for g in pieces[::-1]], axis=1)
+            assert relative_error(got, lib.back(getattr(expected, name))) < 1e-10, name
+
+
+@each_form
+def test_state_without_causality(form: Form, rng: np.random.Generator) -> None:
+    if not form.has_state:
+        pytest.skip("keeps no state")
+    q, k, v = random_qkv(rng, T=9)
+    f = public(form)
+    _, state = f(q, k[:4], v[:4], output_final_state=True, **alpha_of(form))
+    rest, final = f(q, k[4:], v[4:], initial_state=state, output_final_state=True, **alpha_of(form))
+    whole, whole_state = f(q, k, v, output_final_state=True, **alpha_of(form))
+    assert relative_error(rest, whole) < 1e-12
+    for a, b in zip(final, whole_state, strict=True):
+        assert relative_error(a, b) < 1e-13
