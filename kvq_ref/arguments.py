@@ -156,7 +156,7 @@ def check_alpha(alpha: Any, q: Array) -> Array:
     if not is_array(alpha):
         if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
             raise TypeError(f"alpha: expected a real number or an array, got {type(alpha).__name__}")
-        if not (math.isfinite(alpha) and alpha >= 0):
+        if not 0 <= float(alpha) < math.inf:
             raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
         wide = xp.float32 if dtype_name(q) in HALF_DTYPES else q.dtype
         return xp.asarray(float(alpha), dtype=wide, device=device(q))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvq_ref.dispatch import FORMS, Pullback, call, differentiable_call
-from kvq_ref.features import FeatureMap
+from kvq_ref.features import FeatureMapLike
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.types import Array
@@ -170,7 +170,7 @@ def linear_attention(
     mask: Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-    feature_map: str | Callable[[Array], Array] | tuple[Callable[[Array], Array], Callable[[Array], Array]] | FeatureMap | None = None,
+    feature_map: FeatureMapLike | None = None,
     normalize: bool = False,
     initial_state: LinearState | None = None,
     output_final_state: bool = False,
@@ -561,6 +561,8 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
     try:
         bound = inspect.signature(form).bind(q, k, v, **options)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}; its options are {', '.join((*FORMS[name].options, 'implementation'))}") from None
+        raise TypeError(
+            f"{name}: {error}; its options are {', '.join((*FORMS[name].options, 'implementation'))}"
+        ) from None
     bound.apply_defaults()
     return differentiable_call(name, q, k, v, bound.kwargs)

@@ -96,10 +96,8 @@ def _forms(options: argparse.Namespace) -> int:
         chosen = names.get(options.name.lower().replace("-", "_"))
         if chosen is None:
             near = difflib.get_close_matches(options.name.lower(), names, n=1, cutoff=0.4)
-            hint = f"did you mean {names[near[0]]}? " if near else ""
-            return _refuse(
-                "forms", f"no form {options.name!r}; {hint}The forms are: {', '.join(FORMS)}".replace("? The", "? The")
-            )
+            hint = f"; did you mean {names[near[0]]}?" if near else "."
+            return _refuse("forms", f"no form {options.name!r}{hint} The forms are: {', '.join(FORMS)}.")
         print(f"kvq_ref.{chosen}\n\n{_lesson(chosen)}\n\n{_served_by(chosen)}")
         return OK
     for name in FORMS:
@@ -121,7 +119,7 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def lesson_parts(lesson: str) -> dict[str, str]:
-    """Title, equation (the indented lines), cost and source of a form's docstring.
+    r"""Title, equation (the indented lines), cost and source of a form's docstring.
 
     Examples
     --------
@@ -134,7 +132,7 @@ def lesson_parts(lesson: str) -> dict[str, str]:
     ... Cost: none,
     ... at all.
     ... Source: here.''')
-    {'title': 'A form.', 'equation': 'out = q', 'cost': 'none,\\nat all.', 'source': 'here.'}
+    {'title': 'A form.', 'equation': 'out = q', 'cost': 'none,\nat all.', 'source': 'here.'}
     """
     lines = lesson.splitlines()
     parts = {"title": lines[0], "equation": "", "cost": "", "source": ""}

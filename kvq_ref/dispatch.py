@@ -22,11 +22,21 @@ from typing import Any
 
 from kvq_ref import kernels, nonfinite
 from kvq_ref.arguments import DTYPES, LIBRARIES, check_call, check_dtypes, check_same_library, check_word
-from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, is_numpy, library, namespace, sum_to_shape
+from kvq_ref.arrays import (
+    HALF_DTYPES,
+    all_finite,
+    device,
+    dtype_name,
+    is_array,
+    is_numpy,
+    library,
+    namespace,
+    sum_to_shape,
+)
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
 from kvq_ref.masks import hide_keys
 from kvq_ref.nonfinite import Inputs
-from kvq_ref.types import Array, Grads, map_state
+from kvq_ref.types import Array, Grads
 
 IMPLEMENTATIONS = ("reference", "compiled")
 
@@ -237,7 +247,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
         _check_cotangent(dout, out)
         dout = _widen(dout) if half else dout
         seen = quarantine
-        if seen is not None or not nonfinite.all_finite(dout):
+        if seen is not None or not all_finite(dout):
             seen = seen or nonfinite.nothing_isolated(inputs, is_causal)
             dout, seen = nonfinite.isolate_cotangent(dout, seen)
         extra = {} if dstate is None else {"dstate": dstate}

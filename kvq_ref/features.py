@@ -11,7 +11,7 @@ or a :class:`FeatureMap` if it mixes or changes dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from kvq_ref.arrays import namespace
 from kvq_ref.types import Array
@@ -81,3 +81,8 @@ FEATURE_MAPS: dict[str, FeatureMap] = {
     "elu+1": elementwise(_elu_plus_one, _elu_plus_one_derivative),  # Katharopoulos et al. 2020, arXiv 2006.16236
     "relu": elementwise(_relu, _step),
 }
+
+FeatureMapLike: TypeAlias = (
+    str | FeatureMap | Callable[[Array], Array] | tuple[Callable[[Array], Array], Callable[[Array], Array]]
+)
+"""What ``feature_map=`` takes: a name, a :class:`FeatureMap`, phi alone, or a pair (phi, dphi)."""

@@ -94,16 +94,17 @@ def precondition_backward(dq_star: Array, saved: Saved) -> tuple[Array, Array, A
 
 
 def _shared_regression(k: Array, alpha: Array, solver: str, gram: Array | None) -> tuple[Solve, Solve]:
-    """All queries see the same keys: one factor, and the queries are its right-hand sides."""
-    kt = transpose(k)
+    """All queries see the same keys: one factor, and the queries are the columns of its right-hand side."""
     if gram is None:
-        solve = SOLVERS[solver](k, alpha).solve
-        times = lambda b: kt @ (k @ b)  # noqa: E731
+        solve, times_gram = SOLVERS[solver](k, alpha).solve, _times_gram_of(k)
     else:
-        whole = gram + kt @ k
-        solve = solver_of_gram(whole, alpha, solver)
-        times = lambda b: whole @ b  # noqa: E731
-    return (lambda x: transpose(solve(transpose(x)))), (lambda x: transpose(times(transpose(x))))
+        whole = gram + transpose(k) @ k
+        solve, times_gram = solver_of_gram(whole, alpha, solver), _times(whole)
+
+    def on_columns(apply: Solve) -> Solve:
+        return lambda x: transpose(apply(transpose(x)))
+
+    return on_columns(solve), on_columns(times_gram)
 
 
 def _own_regressions(
@@ -115,14 +116,25 @@ def _own_regressions(
     if gram is None and by_keys:
         every = k[..., None, :, :]
         own = xp.where(visible[..., None], every, xp.zeros_like(every))  # (..., Tq, Tk, d)
-        solve = SOLVERS[solver](own, alpha).solve
-        times = lambda b: transpose(own) @ (own @ b)  # noqa: E731
+        solve, times_gram = SOLVERS[solver](own, alpha).solve, _times_gram_of(own)
     else:
         grams = _prefix_grams(k, q.shape[-2]) if prefixes else _masked_grams(k, visible)  # (..., Tq, d, d)
         grams = grams if gram is None else gram[..., None, :, :] + grams
-        solve = solver_of_gram(grams, alpha, solver)
-        times = lambda b: grams @ b  # noqa: E731
-    return (lambda x: solve(x[..., None])[..., 0]), (lambda x: times(x[..., None])[..., 0])
+        solve, times_gram = solver_of_gram(grams, alpha, solver), _times(grams)
+
+    def on_each(apply: Solve) -> Solve:
+        return lambda x: apply(x[..., None])[..., 0]
+
+    return on_each(solve), on_each(times_gram)
+
+
+def _times(matrix: Array) -> Solve:
+    return lambda b: matrix @ b
+
+
+def _times_gram_of(k: Array) -> Solve:
+    """b -> K^T K b, without K^T K."""
+    return lambda b: transpose(k) @ (k @ b)
 
 
 def _prefix_grams(k: Array, Tq: int) -> Array:
@@ -138,7 +150,7 @@ def _prefix_grams(k: Array, Tq: int) -> Array:
 def _masked_grams(k: Array, visible: Array) -> Array:
     """sum_j visible_ij k_j k_j^T for every query i."""
     xp = namespace(k)
-    Tk, d = k.shape[-2:]
+    d = k.shape[-1]
     outer = xp.reshape(k[..., :, None] * k[..., None, :], (*k.shape[:-1], d * d)) if d else k
     sums = xp.astype(visible, k.dtype) @ outer
     return xp.reshape(sums, (*sums.shape[:-1], d, d))

@@ -48,7 +48,9 @@ def library(name: str) -> Library:
         )
     if name == "torch":
         # Tensors share memory with the array they are made from, so make them from a copy.
-        return Library(name, lambda x: module.asarray(x.copy()), lambda x: x.detach().float().numpy() if x.dtype == module.bfloat16 else x.detach().numpy())
+        return Library(
+            name, lambda x: module.asarray(x.copy()), lambda x: (x.float() if x.dtype == module.bfloat16 else x).numpy()
+        )
     if name == "jax":
         module.config.update("jax_enable_x64", True)
         return Library(name, importlib.import_module("jax.numpy").asarray, np.asarray)

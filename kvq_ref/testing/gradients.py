@@ -88,7 +88,7 @@ def check_vjp(form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0
 
         expected[name] = numerical_vjp(moved, x, dout)
     largest = {name: float(np.max(np.abs(x), initial=0.0)) for name, x in expected.items()}
-    # A gradient that is zero in truth comes out as rounding, so a part of the largest of all is the least to compare with.
+    # A gradient that is zero in truth comes out as rounding: compare with a part of the largest of all at least.
     floor = 1e-4 * max(largest.values()) or 1.0
     return {
         name: float(np.max(np.abs(getattr(grads, name) - x), initial=0.0)) / max(largest[name], floor)

@@ -25,7 +25,9 @@ def softmax_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float 
     return _loop(q, k, v, lambda q_i, k_j: math.exp(scale * _dot(q_i, k_j)), normalize=True, **options)
 
 
-def expressive_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+def expressive_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any
+) -> F64:
     """Loops for :func:`kvq_ref.expressive_attention`."""
     scale = 1.0 if scale is None else scale
 
@@ -42,7 +44,7 @@ def linear_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float |
     phi = options.pop("phi", lambda x: x)
 
     def weight(q_i: F64, k_j: F64) -> float:
-        return scale * sum(phi(float(a)) * phi(float(b)) for a, b in zip(q_i, k_j, strict=True))
+        return scale * float(sum(phi(float(a)) * phi(float(b)) for a, b in zip(q_i, k_j, strict=True)))
 
     return _loop(q, k, v, weight, normalize=options.pop("normalize", False), **options)
 
@@ -96,7 +98,9 @@ def _loop(
     masks = np.asarray(True if mask is None else mask)
     biases = np.asarray(0.0 if bias is None else bias, np.float64)
     alphas = np.asarray(0.0 if alpha is None else alpha, np.float64)
-    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks.shape[:-2], biases.shape[:-2], alphas.shape)
+    batch = np.broadcast_shapes(
+        q.shape[:-2], k.shape[:-2], v.shape[:-2], masks.shape[:-2], biases.shape[:-2], alphas.shape
+    )
     q, k, v = (np.broadcast_to(x, batch + x.shape[-2:]) for x in (q, k, v))
     masks, biases = (np.broadcast_to(x, (*batch, Tq, Tk)) for x in (masks, biases))
     alphas = np.broadcast_to(alphas, batch)
@@ -121,10 +125,11 @@ def _precondition(q_i: F64, keys: list[F64], alpha: float) -> F64:
         h = alpha * np.eye(d)
         for k_j in keys:
             h += np.outer(k_j, k_j)
-        return np.linalg.solve(h, q_i)
+        solution: F64 = np.linalg.solve(h, q_i)
+        return solution
     if not keys:
         return np.zeros(d)
-    inverse = np.linalg.pinv(np.array(keys))
+    inverse = np.asarray(np.linalg.pinv(np.array(keys)), np.float64)
     return inverse @ (inverse.T @ q_i)
 
 
