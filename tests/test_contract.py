@@ -39,6 +39,11 @@ def random_qkv(
     return [rng.standard_normal((T, n)).astype(dtype) for n in (d, d, dv)]
 
 
+def grads_of(form: Form, q: Any, k: Any, v: Any, dout: Any, **options: Any) -> tuple[Any, Any]:
+    out, pullback = kvq.vjp(public(form), q, k, v, **options)
+    return out, pullback(dout)
+
+
 # ---- Values --------------------------------------------------------------------------
 
 
@@ -103,30 +108,69 @@ def test_gradients_agree_between_libraries(form: Form, library_name: str, rng: n
             assert relative_error(lib.back(grad), getattr(expected, name)) < 1e-10, (case.name, name)
 
 
-@pytest.mark.parametrize("dtype", BARS)
+KERNEL_SIZES = ((5, 7, 3, 4), (67, 130, 17, 33), (130, 67, 64, 64), (1, 1, 1, 1))  # around the kernels' tiles
+
+
 @each_implementation
-def test_compiled_gradients_equal_reference(
-    form: Form, implementation: str, dtype: str, rng: np.random.Generator
-) -> None:
+def test_compiled_equals_reference_in_float64(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    if implementation == "reference":
+        pytest.skip("it is the reference")
+    skip_if_missing(form, implementation)
+    for sizes in KERNEL_SIZES:
+        for case in cases(form, rng, sizes):
+            arrays = (case.q, case.k, case.v)
+            reference, pullback = kvq.vjp(public(form), *arrays, implementation="reference", **case.options)
+            dout = rng.standard_normal(reference.shape)
+            expected = pullback(dout)
+            out, got = grads_of(form, *arrays, dout, implementation="compiled", **case.options)
+            bar = 1e-11 * max(1.0, math.sqrt(conditioning(form, case)))
+            assert relative_error(out, reference) < bar, case.name
+            for name, a, b in zip(got._fields, got, expected, strict=True):
+                if b is not None:
+                    assert relative_error(a, b) < 10 * bar, (sizes, case.name, name)
+
+
+@each_implementation
+def test_compiled_equals_reference_in_float32(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    """The float32 kernels have tiles of their own, so their gradients are checked on their own.
+
+    How much float32 can lose in a gradient depends on the problem (a row that sees one key has the gradient zero, as
+    a difference of equal terms). So the bar is one that a wrong tile cannot pass, and eight times what the reference
+    loses on the same problem; exactness is held by the forward against brute force, and by the test in float64.
+    """
     if implementation == "reference":
         pytest.skip("it is the reference")
     skip_if_missing(form, implementation)
     numpy = library("numpy")
-    for sizes in ((5, 7, 3, 4), (67, 130, 17, 33), (130, 67, 64, 64), (1, 1, 1, 1)):
+    for sizes in KERNEL_SIZES:
         for case in cases(form, rng, sizes):
-            arrays = [x.astype(dtype) for x in (case.q, case.k, case.v)]
-            options = convert(case.options, numpy, dtype)
-            out, pullback = kvq.vjp(public(form), *arrays, implementation="compiled", **options)
-            reference, reference_pullback = kvq.vjp(public(form), *arrays, implementation="reference", **options)
-            dout = rng.standard_normal(out.shape).astype(dtype)
-            bar = (1e-11 if dtype == "float64" else 1e-5) * max(1.0, math.sqrt(conditioning(form, case)))
-            assert relative_error(out, reference) < bar, case.name
-            for name, got, expected in zip(
-                pullback(dout)._fields, pullback(dout), reference_pullback(dout), strict=True
-            ):
-                if expected is not None:
-                    assert got.dtype == expected.dtype
-                    assert relative_error(got, expected) < 10 * bar, (sizes, case.name, name)
+            arrays = [x.astype("float32") for x in (case.q, case.k, case.v)]
+            options = convert(case.options, numpy, "float32")
+            wide, wide_options = [x.astype("float64") for x in arrays], convert(options, numpy, "float64")
+            shape = public(form)(*arrays, **options).shape
+            dout = rng.standard_normal(shape).astype("float32")
+            exact = grads_of(form, *wide, dout.astype("float64"), implementation="reference", **wide_options)
+            reference = grads_of(form, *arrays, dout, implementation="reference", **options)
+            compiled = grads_of(form, *arrays, dout, implementation="compiled", **options)
+            bar = 1e-3 + 8 * max(errors(reference, exact).values())
+            for name, error in errors(compiled, exact).items():
+                assert error < bar, (sizes, case.name, name)
+
+
+def errors(got: tuple[Any, Any], exact: tuple[Any, Any]) -> dict[str, float]:
+    """The largest error of the output and of each gradient, relative to the largest entry of that gradient.
+
+    A gradient that is small against the others is a difference of large terms: it is measured against a tenth of the
+    largest of all.
+    """
+    named = dict(zip(("out", *got[1]._fields), zip((got[0], *got[1]), (exact[0], *exact[1]), strict=True), strict=True))
+    given = {name: (a, b) for name, (a, b) in named.items() if b is not None}
+    largest = max(float(np.max(np.abs(b), initial=0.0)) for _, b in given.values())
+    return {
+        name: float(np.max(np.abs(a - b), initial=0.0))
+        / max(float(np.max(np.abs(b), initial=0.0)), 0.1 * largest, 1e-30)
+        for name, (a, b) in given.items()
+    }
 
 
 @each_implementation
@@ -262,11 +306,6 @@ def test_orthogonal_query_of_expressive_attention_is_zero(
 
 
 # ---- What is hidden does not leak ----------------------------------------------------
-
-
-def grads_of(form: Form, q: Any, k: Any, v: Any, dout: Any, **options: Any) -> tuple[Any, Any]:
-    out, pullback = kvq.vjp(public(form), q, k, v, **options)
-    return out, pullback(dout)
 
 
 @pytest.mark.parametrize("library_name", LIBRARIES)

@@ -1,0 +1,244 @@
+/* backward.h - one task: some key blocks of one batch entry, against all its queries.
+ *
+ * Weights are recomputed from q, k and the saved (peak, N); nothing of size Tq x Tk is kept.
+ *     p  = w / N          dP = dout V^T          delta_i = dout_i . out_i
+ *     dz = p (dP - delta)  for softmax;    dz = f'(z) exp(bias - peak) (dP - delta) / N  expressive
+ *     dv = P^T dout        dk = scale dz^T q     dq = scale dz k
+ *
+ * A task owns rows of dk and dv, and keeps them in cache while query tiles stream past. dq is a sum
+ * over keys: the tasks of one batch entry each make a partial dq, added up in a fixed order when all
+ * are done. How many there are depends on the shape alone, never on the number of threads: that is
+ * why the result does not depend on it either.
+ */
+#ifndef KVQ_BACKWARD_H
+#define KVQ_BACKWARD_H
+
+#include "forward.h"
+
+typedef struct {
+    /* all queries of the batch entry, packed once: tile t starts at t * (columns * TILE) */
+    real *qt, *dot_; /* (d, TILE) q times scale, (dv, TILE) dout: transposed */
+    real *dqt;       /* (d, TILE) sum of dz^T k, transposed */
+    real *peak, *sum, *delta; /* (TILE) */
+    real *q_rows, *dout_rows; /* copies with padded rows, or NULL: the originals will do */
+    /* one segment */
+    real *z, *dp, *e, *du; /* (KEYS, TILE) */
+    /* one key block */
+    real *dk, *dv; /* (KEYS, padded(d)), (KEYS, padded(dv)) */
+} backward_scratch;
+
+INLINE size_t backward_layout(const kvq_problem *P, void *base, backward_scratch *s)
+{
+    const idx queries = tile_count(P) * TILE, d = P->d, dv = P->dv;
+    carver c = {(uintptr_t)base};
+    s->z = carve(&c, KEYS * TILE);
+    s->dp = carve(&c, KEYS * TILE);
+    s->e = carve(&c, KEYS * TILE);
+    s->du = carve(&c, P->dbias ? KEYS * TILE : 0);
+    s->dk = carve(&c, KEYS * padded(d));
+    s->dv = carve(&c, KEYS * padded(dv));
+    s->qt = carve(&c, queries * d);
+    s->dot_ = carve(&c, queries * dv);
+    s->dqt = carve(&c, queries * d);
+    s->peak = carve(&c, queries);
+    s->sum = carve(&c, queries);
+    s->delta = carve(&c, queries);
+    s->q_rows = carve(&c, d % LANES ? P->Tq * padded(d) : 0);
+    s->dout_rows = carve(&c, dv % LANES ? P->Tq * padded(dv) : 0);
+    return c.next - (uintptr_t)base;
+}
+
+static size_t backward_workspace_bytes(const kvq_problem *P)
+{
+    backward_scratch unused;
+    return backward_layout(P, NULL, &unused);
+}
+
+INLINE idx key_blocks(const kvq_problem *P) { return (P->Tk + KEYS - 1) / KEYS; }
+
+/* With few batch entries, split each so that there are about 8 tasks. Shape decides, alone. */
+static idx key_splits(const kvq_problem *P)
+{
+    const idx wanted = P->batch >= 8 || P->batch == 0 ? 1 : (8 + P->batch - 1) / P->batch;
+    const idx blocks = key_blocks(P);
+    return blocks < 1 ? 1 : min_idx(wanted, blocks);
+}
+
+static idx backward_tasks(const kvq_problem *P) { return P->batch * key_splits(P); }
+
+/* ---- preparation -------------------------------------------------------------------------------- */
+/* delta_i = dout_i . out_i for the queries of a tile. Partial sums per lane of LANES rows are
+ * transposed, so that their total needs no horizontal addition. */
+static void fill_delta(const query_tile *tile, const real *dout, const real *out, idx dv,
+                       real *delta)
+{
+    const idx whole = dv - dv % LANES;
+    for (idx i0 = 0; i0 < tile->nv * LANES; i0 += LANES) {
+        vec partial[LANES];
+        for (idx i = 0; i < LANES; i++) {
+            partial[i] = (vec){0};
+            if (i0 + i >= tile->n) continue; /* padding lanes get delta = 0 */
+            const real *a = dout + (tile->start + i0 + i) * dv;
+            const real *b = out + (tile->start + i0 + i) * dv;
+            for (idx c = 0; c < whole; c += LANES) partial[i] += load(a + c) * load(b + c);
+            for (idx c = whole; c < dv; c++) partial[i][c - whole] += a[c] * b[c];
+        }
+        transpose_registers(partial);
+        vec total = {0};
+        for (idx i = 0; i < LANES; i++) total += partial[i];
+        store(delta + i0, total);
+    }
+}
+
+static void copy_padded(idx rows, idx columns, const real *from, real *to)
+{
+    for (idx r = 0; r < rows; r++) {
+        memcpy(to + r * padded(columns), from + r * columns, (size_t)columns * sizeof(real));
+        for (idx c = columns; c < padded(columns); c++) to[r * padded(columns) + c] = 0;
+    }
+}
+
+static void backward_prepare(const kvq_problem *P, idx batch, const real *q, const real *dout,
+                             backward_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, tiles = tile_count(P);
+    const real *out = (const real *)P->out + batch * P->Tq * dv;
+    const real *stats = (const real *)P->stats + batch * P->Tq * KVQ_STATS;
+    for (idx t = 0; t < tiles; t++) {
+        const query_tile tile = tile_at(P, t);
+        pack_queries(&tile, q, d, s->qt + t * d * TILE, (real)P->scale * z_units(P->score));
+        pack_queries(&tile, dout, dv, s->dot_ + t * dv * TILE, 1);
+        fill_delta(&tile, dout, out, dv, s->delta + t * TILE);
+        for (idx i = 0; i < tile.nv * LANES; i++) {
+            const int is_real = i < tile.n;
+            const real *row = stats + (tile.start + i) * KVQ_STATS;
+            s->peak[t * TILE + i] = is_real ? row[0] : 0;
+            s->sum[t * TILE + i] = is_real ? row[1] : 0; /* 1/N becomes 0: padding adds nothing */
+        }
+    }
+    if (d % LANES) copy_padded(P->Tq, d, q, s->q_rows);
+    if (dv % LANES) copy_padded(P->Tq, dv, dout, s->dout_rows);
+}
+
+/* ---- one query tile against one key block ------------------------------------------------------- */
+typedef struct {
+    const real *k, *v;          /* of the batch entry */
+    const real *q, *dout;       /* rows of stride padded(d), padded(dv) */
+    real *dbias;                /* (Tq, Tk) of the batch entry, or NULL */
+    idx batch, block_start, block_end;
+} block_view;
+
+static void backward_tile(const kvq_problem *P, const block_view *x, idx t, backward_scratch *s)
+{
+    const idx d = P->d, dv = P->dv;
+    const query_tile tile = tile_at(P, t);
+    segment seg = before_first_segment(x->block_start);
+    while (next_segment(P, &tile, x->block_end, &seg)) {
+        const idx from = seg.v0 * LANES, nv = tile.nv - seg.v0;
+        const idx first = tile.start + from, queries = tile.n - from;
+        const idx row = seg.key - x->block_start; /* in dk and dv */
+        const exponent_kind kind = kind_of(P, &seg);
+        /* The first contribution to a sum overwrites, so that nothing need be cleared. */
+        const join to_dk = (P->is_causal ? seg.is_diagonal : t == 0) ? OVERWRITE : ADD;
+        const join to_dq = seg.key == 0 ? OVERWRITE : ADD;
+        const real *k = x->k + seg.key * d, *v = x->v + seg.key * dv;
+        real *z = s->z + from, *dp = s->dp + from, *e = s->e + from;
+        real *du = x->dbias ? s->du + from : NULL;
+        KVQ_ASSERT(row >= 0 && row + seg.n <= KEYS && queries > 0);
+
+        product_along_rows(seg.n, nv, d, k, d, s->qt + t * d * TILE + from, TILE, z, TILE,
+                           OVERWRITE);
+        product_along_rows(seg.n, nv, dv, v, dv, s->dot_ + t * dv * TILE + from, TILE, dp,
+                           TILE, OVERWRITE);
+        if (kind != PLAIN) fill_exponents(P, x->batch, &tile, &seg, e);
+        const idx at = t * TILE + from;
+        differentiate(P->score, kind, seg.n, nv, z, dp, e, s->peak + at, s->sum + at,
+                      s->delta + at, du);
+        /* z now holds P^T, dp holds dz^T */
+        product_along_rows(seg.n, vectors(dv), queries, z, TILE, x->dout + first * padded(dv),
+                           padded(dv), s->dv + row * padded(dv), padded(dv), to_dk);
+        product_along_rows(seg.n, vectors(d), queries, dp, TILE, x->q + first * padded(d),
+                           padded(d), s->dk + row * padded(d), padded(d), to_dk);
+        product_along_columns(d, nv, seg.n, k, d, dp, TILE, s->dqt + t * d * TILE + from, TILE,
+                              to_dq, NULL);
+        if (du) transpose(seg.n, queries, du, TILE, x->dbias + first * P->Tk + seg.key, P->Tk, 1);
+    }
+}
+
+/* ---- the task ----------------------------------------------------------------------------------- */
+static void copy_rows(idx rows, idx columns, const real *from, idx from_stride, real *to,
+                      real factor)
+{
+    for (idx r = 0; r < rows; r++)
+        for (idx c = 0; c < columns; c++) to[r * columns + c] = from[r * from_stride + c] * factor;
+}
+
+static void clear_rows(idx first, idx end, idx columns, real *x)
+{
+    memset(x + first * columns, 0, (size_t)((end - first) * columns) * sizeof(real));
+}
+
+static void backward_run(const kvq_problem *P, void *workspace, idx task)
+{
+    const idx splits = key_splits(P), batch = task / splits, split = task % splits;
+    const idx Tq = P->Tq, Tk = P->Tk, d = P->d, dv = P->dv, tiles = tile_count(P);
+    const real *q = (const real *)P->q + batch * Tq * d;
+    const real *dout = (const real *)P->dout + batch * Tq * dv;
+    backward_scratch s;
+    backward_layout(P, workspace, &s);
+    backward_prepare(P, batch, q, dout, &s);
+
+    block_view x;
+    x.batch = batch;
+    x.k = (const real *)P->k + batch * Tk * d;
+    x.v = (const real *)P->v + batch * Tk * dv;
+    x.q = d % LANES ? s.q_rows : q;
+    x.dout = dv % LANES ? s.dout_rows : dout;
+    x.dbias = P->dbias ? (real *)P->dbias + batch * Tq * Tk : NULL;
+
+    if (split > 0 || Tk == 0) /* otherwise the first key block writes every dq */
+        memset(s.dqt, 0, (size_t)(tiles * TILE * d) * sizeof(real));
+
+    /* Key blocks are dealt out in turn: under a causal mask early blocks cost more than late ones. */
+    for (idx block = split; block < key_blocks(P); block += splits) {
+        x.block_start = block * KEYS;
+        x.block_end = min_idx(x.block_start + KEYS, Tk);
+        const idx keys = x.block_end - x.block_start;
+        const idx seen = min_idx(keys, !P->is_causal  ? tiles * keys
+                                       : Tq > x.block_start ? Tq - x.block_start
+                                                            : 0);
+        clear_rows(seen, keys, padded(d), s.dk); /* of keys that no query sees */
+        clear_rows(seen, keys, padded(dv), s.dv);
+        if (x.dbias) /* segments that causality skips leave zeros behind */
+            for (idx i = 0; i < Tq; i++)
+                memset(x.dbias + i * Tk + x.block_start, 0, (size_t)keys * sizeof(real));
+
+        for (idx t = 0; t < tiles; t++) backward_tile(P, &x, t, &s);
+
+        const idx first = batch * Tk + x.block_start;
+        copy_rows(keys, d, s.dk, padded(d), (real *)P->dk + first * d, (real)P->scale);
+        copy_rows(keys, dv, s.dv, padded(dv), (real *)P->dv_out + first * dv, 1);
+    }
+
+    /* Split 0 writes dq itself, the others a partial each: (batch, splits - 1, Tq, d). */
+    real *dq = split == 0 ? (real *)P->dq + batch * Tq * d
+                          : (real *)P->dq_partials + (batch * (splits - 1) + split - 1) * Tq * d;
+    for (idx t = 0; t < tiles; t++) {
+        const query_tile tile = tile_at(P, t);
+        transpose(d, tile.n, s.dqt + t * d * TILE, TILE, dq + tile.start * d, d, (real)P->scale);
+    }
+}
+
+static void sum_dq_partials(const kvq_problem *P)
+{
+    const idx partials = key_splits(P) - 1, size = P->Tq * P->d;
+    for (idx batch = 0; batch < P->batch; batch++) {
+        real *restrict dq = (real *)P->dq + batch * size;
+        for (idx p = 0; p < partials; p++) {
+            const real *restrict part = (const real *)P->dq_partials + (batch * partials + p) * size;
+            for (idx i = 0; i < size; i++) dq[i] += part[i];
+        }
+    }
+}
+
+#endif

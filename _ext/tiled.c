@@ -1,0 +1,40 @@
+/* tiled.c - the fused attention kernels of one SIMD level and dtype.
+ *
+ * Compiled once per pair; what it exports is one table, named by -DKVQ_TABLE. Read the parts in this
+ * order: simd.h (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h
+ * (softmax, expressive), forward.h, backward.h. run.c chooses a table and spreads tasks on threads.
+ */
+#include "backward.h"
+#include "forward.h"
+
+/* 0 * x is 0 for a finite x and NaN for the others; NaN survives addition. Four sums hide latency. */
+static int all_finite(const void *data, size_t count)
+{
+    const real *x = (const real *)data;
+    const size_t step = 4 * LANES, whole = count - count % step;
+    const size_t page = 64 * step; /* look at the sums this often, and stop early */
+    size_t i = 0;
+    while (i < whole) {
+        const size_t end = whole - i < page ? whole : i + page;
+        vec sum[4] = {{0}, {0}, {0}, {0}};
+        for (; i < end; i += step)
+            UNROLL for (int u = 0; u < 4; u++) sum[u] += load(x + i + u * LANES) * 0;
+        const vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        real probe = 0;
+        for (int lane = 0; lane < LANES; lane++) probe += total[lane];
+        if (probe != 0) return 0; /* NaN != 0 */
+    }
+    real probe = 0;
+    for (; i < count; i++) probe += x[i] * 0;
+    return probe == 0;
+}
+
+extern const kvq_kernels KVQ_TABLE;
+const kvq_kernels KVQ_TABLE = {
+    .forward = {forward_tasks, forward_workspace_bytes, forward_run},
+    .backward = {backward_tasks, backward_workspace_bytes, backward_run},
+    .key_splits = key_splits,
+    .sum_dq_partials = sum_dq_partials,
+    .all_finite = all_finite,
+    .real_bytes = sizeof(real),
+};
