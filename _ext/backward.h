@@ -6,8 +6,8 @@
  *     dv = P^T dout        dk = scale dz^T q     dq = scale dz k
  *
  * A task owns rows of dk and dv, and keeps them in cache while query tiles stream past. dq is a sum
- * over keys: the tasks of one batch entry each make a partial dq, added up in a fixed order when all
- * are done. How many there are depends on the shape alone, never on the number of threads: that is
+ * over keys: the tasks of one batch entry each make a partial dq, added up in a fixed order when
+ * all are done. How many there are depends on the shape alone, never on the number of threads: that is
  * why the result does not depend on it either.
  */
 #ifndef KVQ_BACKWARD_H
@@ -66,7 +66,7 @@ static idx key_splits(const kvq_problem *P)
 
 static idx backward_tasks(const kvq_problem *P) { return P->batch * key_splits(P); }
 
-/* ---- preparation -------------------------------------------------------------------------------- */
+/* ---- preparation ----------------------------------------------------------------------------- */
 /* delta_i = dout_i . out_i for the queries of a tile. Partial sums per lane of LANES rows are
  * transposed, so that their total needs no horizontal addition. */
 static void fill_delta(const query_tile *tile, const real *dout, const real *out, idx dv,
@@ -120,7 +120,7 @@ static void backward_prepare(const kvq_problem *P, idx batch, const real *q, con
     if (dv % LANES) copy_padded(P->Tq, dv, dout, s->dout_rows);
 }
 
-/* ---- one query tile against one key block ------------------------------------------------------- */
+/* ---- one query tile against one key block ---------------------------------------------------- */
 typedef struct {
     const real *k, *v;          /* of the batch entry */
     const real *q, *dout;       /* rows of stride padded(d), padded(dv) */
@@ -165,7 +165,7 @@ static void backward_tile(const kvq_problem *P, const block_view *x, idx t, back
     }
 }
 
-/* ---- the task ----------------------------------------------------------------------------------- */
+/* ---- the task -------------------------------------------------------------------------------- */
 static void copy_rows(idx rows, idx columns, const real *from, idx from_stride, real *to,
                       real factor)
 {
@@ -199,7 +199,7 @@ static void backward_run(const kvq_problem *P, void *workspace, idx task)
     if (split > 0 || Tk == 0) /* otherwise the first key block writes every dq */
         memset(s.dqt, 0, (size_t)(tiles * TILE * d) * sizeof(real));
 
-    /* Key blocks are dealt out in turn: under a causal mask early blocks cost more than late ones. */
+    /* Key blocks are dealt out in turn: under a causal mask early ones cost more than late ones. */
     for (idx block = split; block < key_blocks(P); block += splits) {
         x.block_start = block * KEYS;
         x.block_end = min_idx(x.block_start + KEYS, Tk);
@@ -234,10 +234,9 @@ static void sum_dq_partials(const kvq_problem *P)
     const idx partials = key_splits(P) - 1, size = P->Tq * P->d;
     for (idx batch = 0; batch < P->batch; batch++) {
         real *restrict dq = (real *)P->dq + batch * size;
-        for (idx p = 0; p < partials; p++) {
-            const real *restrict part = (const real *)P->dq_partials + (batch * partials + p) * size;
+        const real *restrict part = (const real *)P->dq_partials + batch * partials * size;
+        for (idx p = 0; p < partials; p++, part += size)
             for (idx i = 0; i < size; i++) dq[i] += part[i];
-        }
     }
 }
 

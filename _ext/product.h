@@ -11,9 +11,9 @@
  *     dK   = dS^T Q       A = dS^T, rows    B = Q    (as it lies in memory)
  *
  * The sum over k is made in registers from zero and then joined to what C held: sums over long
- * sequences are thereby sums of short sums, whose rounding error grows much more slowly. Each element
- * is computed alike whatever block it falls in, so a result does not depend on how rows were
- * grouped: the base of every bit-for-bit promise made here.
+ * sequences are thereby sums of short sums, whose rounding error grows much more slowly. Each
+ * element is computed alike whatever block it falls in, so a result does not depend on how rows
+ * were grouped: the base of every bit-for-bit promise made here.
  */
 #ifndef KVQ_PRODUCT_H
 #define KVQ_PRODUCT_H

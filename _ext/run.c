@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- levels ------------------------------------------------------------------------------------- */
+/* ---- levels ---------------------------------------------------------------------------------- */
 extern const kvq_kernels kvq_baseline_f32, kvq_baseline_f64;
 #ifdef KVQ_HAVE_AVX2
 extern const kvq_kernels kvq_avx2_f32, kvq_avx2_f64;
@@ -58,7 +58,7 @@ const kvq_kernels *kvq_find(const char *level, int dtype)
     return NULL;
 }
 
-/* ---- threads ------------------------------------------------------------------------------------ */
+/* ---- threads --------------------------------------------------------------------------------- */
 /* Threads are made for one call: nothing lives between calls, so no pool spins against BLAS and
  * nothing breaks after fork. Making one costs some 20 microseconds, so small problems run in the
  * calling thread.
@@ -188,7 +188,7 @@ static int run_pass(const kvq_pass *pass, const kvq_problem *P, double multiply_
     return 0;
 }
 
-/* ---- the two passes ----------------------------------------------------------------------------- */
+/* ---- the two passes -------------------------------------------------------------------------- */
 static double pairs(const kvq_problem *P)
 {
     return (double)P->batch * (double)P->Tq * (double)P->Tk * (P->is_causal ? 0.5 : 1);

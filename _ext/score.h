@@ -26,7 +26,7 @@ INLINE vec bounded(vec z)
     return smallest(largest(z, splat(-REAL_HUGE_SCORE)), splat(REAL_HUGE_SCORE));
 }
 
-/* ---- forward: scores become weights, in place --------------------------------------------------- */
+/* ---- forward: scores become weights, in place ------------------------------------------------ */
 /* peak and sum are the running statistics of these queries. What was summed before under the old
  * peak must be multiplied by *rescale. */
 INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, const real *e, vec *peak,
@@ -73,7 +73,7 @@ INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, const real
     *peak = top;
 }
 
-/* ---- 1 / N -------------------------------------------------------------------------------------- */
+/* ---- 1 / N ----------------------------------------------------------------------------------- */
 /* x / N = (x * rescue) * inverse. Expressive weights can be so small that 1 / N would overflow;
  * such rows are lifted by 2^64 first. A row without weight has inverse 0, and so gives zeros. */
 typedef struct {
@@ -88,7 +88,7 @@ INLINE reciprocal reciprocal_of(vec n)
     return r;
 }
 
-/* ---- backward: (z, dP) become (p, dz), in place ------------------------------------------------- */
+/* ---- backward: (z, dP) become (p, dz), in place ---------------------------------------------- */
 /* peak, n: the saved statistics. delta = dout . out. du, where asked for, receives p (dP - delta):
  * the gradient of the bias. */
 INLINE void softmax_gradients(exponent_kind kind, idx keys, real *z, real *dp, const real *e,
@@ -130,7 +130,7 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
     }
 }
 
-/* ---- the choice of form and kind, made once per segment ----------------------------------------- */
+/* ---- the choice of form and kind, made once per segment -------------------------------------- */
 #define FOR_EACH_KIND(CALL)                                                                    \
     switch (kind) {                                                                            \
     case PLAIN: CALL(PLAIN); break;                                                            \

@@ -15,15 +15,17 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
 #endif
 
 typedef ptrdiff_t idx;
 
 #define INLINE static inline __attribute__((always_inline, unused))
 #define NOINLINE static __attribute__((noinline, unused))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 /* ---- the level: bytes in a vector, and the register block that its register file holds ----------
  * A block of ROWS x COLUMNS accumulators, plus COLUMNS vectors and one broadcast, must fit:
@@ -46,7 +48,7 @@ typedef ptrdiff_t idx;
 #endif
 #define BLOCK_COLUMNS 3
 
-/* ---- the dtype ---------------------------------------------------------------------------------- */
+/* ---- the dtype ------------------------------------------------------------------------------- */
 #if defined(KVQ_F64)
 typedef double real;
 typedef uint64_t bits;

@@ -21,7 +21,7 @@ INLINE idx min_idx(idx a, idx b) { return a < b ? a : b; }
 INLINE idx vectors(idx n) { return (n + LANES - 1) / LANES; }
 INLINE idx padded(idx n) { return vectors(n) * LANES; }
 
-/* ---- query tiles -------------------------------------------------------------------------------- */
+/* ---- query tiles ----------------------------------------------------------------------------- */
 typedef struct {
     idx start; /* first query */
     idx n;     /* queries */
@@ -46,7 +46,7 @@ INLINE query_tile tile_at(const kvq_problem *P, idx t)
     return tile;
 }
 
-/* ---- segments ----------------------------------------------------------------------------------- */
+/* ---- segments -------------------------------------------------------------------------------- */
 typedef struct {
     idx key, n;      /* first key, number of keys */
     idx v0;          /* the first vector of queries that sees any of them */
@@ -77,7 +77,7 @@ INLINE int next_segment(const kvq_problem *P, const query_tile *tile, idx end, s
     return 1;
 }
 
-/* ---- the exponents of a segment ----------------------------------------------------------------- */
+/* ---- the exponents of a segment -------------------------------------------------------------- */
 /* What, besides the score, decides a weight. Known per segment, constant inside it. */
 typedef enum {
     PLAIN,  /* every pair is visible */
@@ -135,7 +135,7 @@ NOINLINE void fill_exponents(const kvq_problem *P, idx batch, const query_tile *
                                                                           : -REAL_INFINITY;
         }
     }
-    if (s->is_diagonal) { /* key j is invisible to the first (j - first) lanes: one vector holds them */
+    if (s->is_diagonal) { /* key j is hidden from the first (j - first) lanes, all in one vector */
         ivec lane;
         for (int i = 0; i < LANES; i++) lane[i] = (bits)i;
         for (idx j = 0; j < s->n; j++) {
@@ -146,7 +146,7 @@ NOINLINE void fill_exponents(const kvq_problem *P, idx batch, const query_tile *
     }
 }
 
-/* ---- packing ------------------------------------------------------------------------------------ */
+/* ---- packing --------------------------------------------------------------------------------- */
 /* packed[c][i] = factor * x[i][c] for the queries of one tile; padding lanes are 0. */
 INLINE void pack_queries(const query_tile *tile, const real *x, idx columns, real *packed,
                          real factor)
@@ -157,7 +157,7 @@ INLINE void pack_queries(const query_tile *tile, const real *x, idx columns, rea
     transpose(tile->n, columns, x + tile->start * columns, columns, packed, TILE, factor);
 }
 
-/* ---- scratch memory ----------------------------------------------------------------------------- */
+/* ---- scratch memory -------------------------------------------------------------------------- */
 /* A layout function names its buffers once, in order; run with base 0 it only measures. */
 typedef struct {
     uintptr_t next;

@@ -1,13 +1,15 @@
 /* tiled.c - the fused attention kernels of one SIMD level and dtype.
  *
- * Compiled once per pair; what it exports is one table, named by -DKVQ_TABLE. Read the parts in this
- * order: simd.h (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h
- * (softmax, expressive), forward.h, backward.h. run.c chooses a table and spreads tasks on threads.
+ * Compiled once per pair; what it exports is one table, named by -DKVQ_TABLE. Read the parts in
+ * this order: simd.h (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut),
+ * score.h (softmax, expressive), forward.h, backward.h. run.c chooses a table and spreads its tasks
+ * over threads.
  */
 #include "backward.h"
 #include "forward.h"
 
-/* 0 * x is 0 for a finite x and NaN for the others; NaN survives addition. Four sums hide latency. */
+/* 0 * x is 0 for a finite x and NaN for the others; NaN survives addition. Four sums hide the
+ * latency of one. */
 static int all_finite(const void *data, size_t count)
 {
     const real *x = (const real *)data;

@@ -46,7 +46,7 @@ typedef struct {
     size_t real_bytes;
 } kvq_kernels;
 
-/* ---- run.c -------------------------------------------------------------------------------------- */
+/* ---- run.c ----------------------------------------------------------------------------------- */
 
 /* The levels in this build that this CPU can run, best first: index 0, 1, ... until NULL. */
 const char *kvq_level(int index);
@@ -57,7 +57,7 @@ const kvq_kernels *kvq_find(const char *level, int dtype);
 int kvq_forward(const kvq_kernels *, const kvq_problem *, int num_threads);
 int kvq_backward(const kvq_kernels *, kvq_problem *, int num_threads);
 
-/* ---- assertions --------------------------------------------------------------------------------- */
+/* ---- assertions ------------------------------------------------------------------------------ */
 /* -Dbounds_check=true turns these on. They guard index arithmetic and cost a few percent. */
 #ifdef KVQ_BOUNDS_CHECK
 #include <stdio.h>

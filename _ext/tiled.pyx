@@ -99,6 +99,12 @@ cdef const kvq_kernels *find_kernels(str simd, int dtype) except NULL:
 
 # ---- arguments -----------------------------------------------------------------------------------
 
+cdef int check_aligned(name, Py_buffer *view) except -1:
+    if <size_t> view.buf % <size_t> view.itemsize:
+        raise ValueError(f"{name} must be aligned to its itemsize")
+    return 0
+
+
 cdef class Arguments:
     """The buffers of one call, released when this object dies, and the problem they describe."""
     cdef Py_buffer views[12]
@@ -128,6 +134,7 @@ cdef class Arguments:
         return view
 
     cdef int check_dtype(self, name, Py_buffer *view) except -1:
+        check_aligned(name, view)
         if view.format[0] != self.dtype_code or view.format[1] != 0:
             raise ValueError(f"{name} must have the dtype of q ({chr(self.dtype_code)!r}), "
                              f"got {view.format.decode()!r}")
@@ -172,6 +179,7 @@ cdef class Arguments:
         self.dtype_code = view.format[0]
         if view.format[1] != 0 or self.dtype_code not in (c"f", c"d"):
             raise ValueError(f"q must be float32 or float64, got {view.format.decode()!r}")
+        check_aligned("q", view)
         self.dtype = KVQ_F32_INDEX if self.dtype_code == c"f" else KVQ_F64_INDEX
         p.q = view.buf
         p.batch, p.Tq, p.d = view.shape[0], view.shape[1], view.shape[2]
@@ -201,8 +209,6 @@ cdef class Arguments:
             self.check_dtype("bias", view)
             self.check_shape("bias", view, p.batch, p.Tq, p.Tk)
             p.bias = <const char *> view.buf
-            if <size_t> view.buf % <size_t> view.itemsize:
-                raise ValueError("bias must be aligned")
             for axis in range(3):
                 p.bias_strides[axis] = view.strides[axis]
                 if view.strides[axis] % view.itemsize:
@@ -244,12 +250,12 @@ def forward(score, q, k, v, mask, bias, bint is_causal, double scale, out, int n
     return stats
 
 
-def backward(score, dout, q, k, v, out, bytes stats, mask, bias, bint is_causal, double scale, dq, dk, dv,
-             dbias, int num_threads, *, str simd=None):
+def backward(score, dout, q, k, v, out, bytes stats, mask, bias, bint is_causal, double scale,
+             dq, dk, dv, dbias, int num_threads, *, str simd=None):
     """The gradients for `dout`, written to dq, dk, dv and, unless it is None, dbias (B, Tq, Tk).
 
-    out and stats are what `forward` wrote and returned for the same arguments. A row without weight adds
-    nothing to any gradient.
+    out and stats are what `forward` wrote and returned for the same arguments. A row without weight
+    adds nothing to any gradient.
     """
     cdef Arguments a = Arguments()
     cdef kvq_problem *p = &a.problem
@@ -283,6 +289,7 @@ def all_finite(x, *, str simd=None):
     try:
         if view.format[1] != 0 or view.format[0] not in (c"f", c"d"):
             raise ValueError(f"x must be float32 or float64, got {view.format.decode()!r}")
+        check_aligned("x", &view)
         kernels = find_kernels(simd, KVQ_F32_INDEX if view.format[0] == c"f" else KVQ_F64_INDEX)
         with nogil:
             answer = kernels.all_finite(view.buf, <size_t> (view.len // view.itemsize))
