@@ -12,9 +12,9 @@ HEAD = """# What serves what
 
 Written by `python docs/make_capabilities.py` from the declarations in `kvq_ref/dispatch.py`; a test keeps it in step.
 
-`implementation=None` takes the first row of a form that serves the call. The reference runs on the library and the
-device of its arguments. Half precision is computed in float32 and rounded once. 
-row takes the reference where the kernels are not installed, or where the arrays are of another library.
+`implementation=None` takes the first row of a form that serves the call: the compiled kernel for NumPy arrays where the
+kernels are installed, else the reference, which runs on the library and the device of its arguments. Half precision is
+computed in float32 and rounded once.
 
 | form | implementation | arrays | dtypes | options |
 |---|---|---|---|---|

@@ -69,7 +69,7 @@ def softmax_attention(
     Notes
     -----
     Time O(Tq Tk (d + dv)). Memory O(Tq Tk) in the reference; the compiled kernel
-    never stores the weights.
+    never stores the weights. To see the weights, ask for the output at v = I.
     Source: Vaswani et al. 2017, arXiv 1706.03762.
 
     Examples
@@ -280,8 +280,9 @@ def intention(
     v : array, shape (..., Tk, dv)
         Values.
     alpha : float or array, shape (...)
-        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
-        leading axes. 0 means the minimum-norm least-squares solution.
+        Ridge penalty, >= 0, in units of k squared: large or small against the
+        eigenvalues of K^T K. An array broadcasts over the leading axes. 0 means the
+        minimum-norm least-squares solution.
     mask : array of bool, broadcasts to (..., Tq, Tk), optional
         Which keys enter the regression of a query: True where they do. What it
         hides may hold NaN or inf.
@@ -367,8 +368,9 @@ def sigma_intention(
     v : array, shape (..., Tk, dv)
         Values.
     alpha : float or array, shape (...)
-        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
-        leading axes. 0 means the minimum-norm least-squares solution.
+        Ridge penalty, >= 0, in units of k squared: large or small against the
+        eigenvalues of K^T K. An array broadcasts over the leading axes. 0 means the
+        minimum-norm least-squares solution.
     mask : array of bool, broadcasts to (..., Tq, Tk), optional
         Which keys enter the regression of a query: True where they do. What it
         hides may hold NaN or inf.
@@ -451,8 +453,9 @@ def expressive_intention(
     v : array, shape (..., Tk, dv)
         Values.
     alpha : float or array, shape (...)
-        Ridge penalty, >= 0, in units of k squared; an array broadcasts over the
-        leading axes. 0 means the minimum-norm least-squares solution.
+        Ridge penalty, >= 0, in units of k squared: large or small against the
+        eigenvalues of K^T K. An array broadcasts over the leading axes. 0 means the
+        minimum-norm least-squares solution.
     mask : array of bool, broadcasts to (..., Tq, Tk), optional
         Which keys enter the regression of a query: True where they do. What it
         hides may hold NaN or inf.
