@@ -216,7 +216,7 @@ def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: A
         raise TypeError(f"initial_state: expected a {kind.__name__}, got {type(state).__name__}")
     d, dv = q.shape[-1], v.shape[-1]
     if kind is LinearState:
-        m = d if options["feature_map"] is FEATURE_MAPS["identity"] else "m"  # a feature map may change d
+        m = d if options["feature_map"] in FEATURE_MAPS.values() else "m"  # a feature map of one's own may change d
         expected = {"kv": (m, dv), "k_sum": (m, 1)}
     else:
         expected = {"gram": (d, d), "kv": (d, dv)}
@@ -229,3 +229,4 @@ def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: A
             )
         if dtype_name(x) != (wanted := "float32" if dtype_name(q) in HALF_DTYPES else dtype_name(q)):
             raise TypeError(f"initial_state.{name}: expected dtype {wanted}, got {dtype_name(x)}")
+    check_leading({"q": q, "k": k, "v": v} | {f"initial_state.{name}": getattr(state, name) for name in expected})

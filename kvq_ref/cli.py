@@ -160,12 +160,12 @@ def _file_of(name: str) -> str:
 
 
 def _served_by(name: str) -> str:
-    rows = [row for row in capabilities() if row["form"] == name]
-    served = "; ".join(
-        f"{row['implementation']} ({row['arrays']})" + ("" if row["available"] == "yes" else f", {row['available']}")
-        for row in rows
-    )
-    return f"Served by: {served}"
+    served = []
+    for row in capabilities():
+        if row["form"] == name:
+            why = "" if row["available"] == "yes" else f" (not installed: {row['available'].removeprefix('no: ')})"
+            served.append(f"{row['implementation']} on {row['arrays']}{why}")
+    return "Served by: " + "; ".join(served)
 
 
 # ---- Arguments -----------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tour.add_argument("--quick", action="store_true", help="fewer splits, less data, shorter timings")
     tour.add_argument(
-        "--splits", type=_positive, metavar="N", help="random splits into context and test rows (default: 8)"
+        "--splits", type=_positive, metavar="N", help="random splits into context and test rows (default: 10)"
     )
     own = tour.add_argument_group("your own data")
     own.add_argument("--data", type=Path, metavar="CSV", help="a file whose first line names the columns")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 from kvq_ref.arrays import namespace
 from kvq_ref.types import Array
 
@@ -21,8 +23,10 @@ def split_heads(x: Array, heads: int) -> Array:
 
     Raises
     ------
+    TypeError
+        If ``heads`` is no integer.
     ValueError
-        If ``heads`` does not divide the last axis.
+        If ``heads`` does not divide the last axis, or ``x`` has fewer than two axes.
 
     Examples
     --------
@@ -31,6 +35,10 @@ def split_heads(x: Array, heads: int) -> Array:
     array([[2., 3.],
            [6., 7.]])
     """
+    if x.ndim < 2:
+        raise ValueError(f"x: expected shape (..., T, heads * d), got {tuple(x.shape)}")
+    if not isinstance(heads, numbers.Integral) or isinstance(heads, bool):
+        raise TypeError(f"heads: expected an integer, got {type(heads).__name__}")
     *leading, T, width = x.shape
     if heads < 1 or width % heads:
         raise ValueError(f"heads: expected a divisor of the last axis, {width}, got {heads}")

@@ -8,6 +8,7 @@ asked of the arguments here: :mod:`kvq_ref.dispatch` sends only what fits.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from typing import Any
@@ -18,9 +19,8 @@ from kvq_ref import solve
 from kvq_ref.types import Array, Grads
 
 try:
-    from kvq_ref._ext import tiled
+    tiled: Any = importlib.import_module("kvq_ref._ext.tiled")
 except ImportError as error:
-    tiled = None
     missing: str | None = str(error)
 else:
     missing = None

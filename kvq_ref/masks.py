@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kvq_ref.arrays import creation_namespace, device, is_array, namespace
+from kvq_ref.arrays import creation_namespace, device, dtype_name, is_array, namespace
 from kvq_ref.types import Array
 
 
@@ -86,6 +86,11 @@ def lengths(n_keys: Array | list[int], Tk: int) -> Array:
     array of bool, shape (..., 1, Tk)
         On the device of ``n_keys`` if that is an array.
 
+    Raises
+    ------
+    TypeError
+        If the lengths are not integers.
+
     Examples
     --------
     >>> lengths([1, 3], 3)
@@ -95,6 +100,8 @@ def lengths(n_keys: Array | list[int], Tk: int) -> Array:
     """
     xp = namespace(n_keys) if is_array(n_keys) else creation_namespace()
     n_keys = xp.asarray(n_keys)
+    if not xp.isdtype(n_keys.dtype, "integral"):
+        raise TypeError(f"n_keys: expected integers, got dtype {dtype_name(n_keys)}")
     return xp.arange(Tk, device=device(n_keys)) < n_keys[..., None, None]
 
 
@@ -124,8 +131,8 @@ def alibi(heads: int, Tq: int, Tk: int) -> Array:
     """
     xp = creation_namespace()
     slopes = xp.asarray([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)], dtype=xp.float64)
-    distance = xp.astype(xp.abs(_lags(xp, Tq, Tk)), xp.float64)
-    return -slopes[:, None, None] * distance
+    closeness = xp.astype(-xp.abs(_lags(xp, Tq, Tk)), xp.float64)  # negated as integers, which have no -0
+    return slopes[:, None, None] * closeness
 
 
 def _lags(xp: Any, Tq: int, Tk: int, where: Any = None) -> Array:

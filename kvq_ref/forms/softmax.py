@@ -39,9 +39,12 @@ def forward(
     if bias is not None:
         z = z + bias
     # Shifting a row changes nothing once it is normalised, and keeps exp in range.
-    w = xp.exp(z - row_max(z, visible))
-    if visible is not None:
-        w = xp.where(visible, w, xp.zeros_like(w))
+    z = z - row_max(z, visible)
+    if visible is None:
+        w = xp.exp(z)
+    else:
+        zero = xp.zeros_like(z)
+        w = xp.where(visible, xp.exp(xp.where(visible, z, zero)), zero)  # a hidden z may be as large as it likes
     p = w * reciprocal_or_zero(xp.sum(w, axis=-1, keepdims=True))
     out = p @ v
     return out, (q, k, v, p, out, scale, bias is not None)

@@ -47,7 +47,9 @@ def numerical_vjp(function: Callable[[F64], F64], x: F64, dout: F64, step: float
     return gradient
 
 
-def check_vjp(form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0, **options: Any) -> dict[str, float]:
+def check_vjp(
+    form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0, step: float = 1e-5, **options: Any
+) -> dict[str, float]:
     """Compare a form's backward with central differences, under a random gradient from above.
 
     Parameters
@@ -58,6 +60,8 @@ def check_vjp(form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0
         Where to differentiate.
     seed : int
         Of the random ``dout``.
+    step : float
+        Half the distance of the differences; see :func:`numerical_vjp`.
     **options
         The form's keyword arguments; ``bias`` and ``alpha`` are differentiated too.
 
@@ -86,7 +90,7 @@ def check_vjp(form: Callable[..., Any], q: F64, k: F64, v: F64, *, seed: int = 0
             result: F64 = form(**({"q": q, "k": k, "v": v} | options | {name: y}))
             return result
 
-        expected[name] = numerical_vjp(moved, x, dout)
+        expected[name] = numerical_vjp(moved, x, dout, step)
     largest = {name: float(np.max(np.abs(x), initial=0.0)) for name, x in expected.items()}
     # A gradient that is zero in truth comes out as rounding: compare with a part of the largest of all at least.
     floor = 1e-4 * max(largest.values()) or 1.0

@@ -125,8 +125,7 @@ def _precondition(q_i: F64, keys: list[F64], alpha: float) -> F64:
         h = alpha * np.eye(d)
         for k_j in keys:
             h += np.outer(k_j, k_j)
-        solution: F64 = np.linalg.solve(h, q_i)
-        return solution
+        return np.asarray(np.linalg.solve(h, q_i), np.float64)
     if not keys:
         return np.zeros(d)
     inverse = np.asarray(np.linalg.pinv(np.array(keys)), np.float64)

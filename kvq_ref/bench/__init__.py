@@ -1,0 +1,1 @@
+"""Side-by-side timings. Absolute times drift; ratios of interleaved runs are what can be compared."""
