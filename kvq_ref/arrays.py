@@ -26,8 +26,13 @@ _backend: ContextVar[str | None] = ContextVar("kvq_ref_backend", default=None)
 
 
 def is_array(x: object) -> bool:
-    """Whether ``x`` is an array of a library that follows the array API."""
-    return type(x) is np.ndarray or array_api_compat.is_array_api_obj(x)
+    """Whether ``x`` is an array of a library that follows the array API.
+
+    NumPy's matrices and masked arrays are not: they have an arithmetic of their own.
+    """
+    if type(x) is np.ndarray:
+        return True
+    return array_api_compat.is_array_api_obj(x) and not isinstance(x, (np.matrix, np.ma.MaskedArray))
 
 
 def namespace(x: Array) -> Any:
@@ -140,7 +145,7 @@ def use_backend(name: str) -> Iterator[None]:
     array([[ True, False, False],
            [ True,  True, False]])
     """
-    creation_namespace(name)  # fail here, not at the first mask
+    _backend_namespace(name)  # fail here, not at the first mask
     token = _backend.set(name)
     try:
         yield
@@ -153,11 +158,14 @@ def current_backend() -> str:
     return _backend.get() or os.environ.get("KVQ_REF_BACKEND") or "numpy"
 
 
-def creation_namespace(name: str | None = None) -> Any:
-    """The namespace in which to create arrays: of backend ``name``, or of the current one."""
-    name = name or current_backend()
+def creation_namespace() -> Any:
+    """The namespace in which to create arrays."""
+    return _backend_namespace(current_backend())
+
+
+def _backend_namespace(name: str) -> Any:
     if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     if name == "numpy":
         import array_api_compat.numpy as xp
 

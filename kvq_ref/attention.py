@@ -76,7 +76,7 @@ def softmax_attention(
     --------
     >>> import numpy as np, kvq_ref as kvq
     >>> k = v = np.eye(2)
-    >>> kvq.softmax_attention(np.array([[100.0, 0.0], [0.0, 0.0]]), k, v)
+    >>> kvq.softmax_attention(np.array([[100.0, 0.0], [0.0, 0.0]]), k, v).round(6)
     array([[1. , 0. ],
            [0.5, 0.5]])
     """
@@ -411,7 +411,7 @@ def sigma_intention(
     --------
     >>> import numpy as np, kvq_ref as kvq
     >>> k = v = np.diag([1.0, 2.0])
-    >>> kvq.sigma_intention(np.array([[100.0, 0.0]]), k, v, alpha=1.0)
+    >>> kvq.sigma_intention(np.array([[100.0, 0.0]]), k, v, alpha=1.0).round(6)
     array([[1., 0.]])
     """
     options: dict[str, Any] = {

@@ -243,8 +243,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
     out = _narrow(out, q) if half else out
 
     def pullback(cotangent: Any) -> Grads:
-        dout, dstate = cotangent if returns_state else (cotangent, None)
-        _check_cotangent(dout, out)
+        dout, dstate = _check_cotangent(cotangent, out, state)
         dout = _widen(dout) if half else dout
         seen = quarantine
         if seen is not None or not all_finite(dout):
@@ -282,11 +281,26 @@ def _to_given(
     )
 
 
-def _check_cotangent(dout: Array, out: Array) -> None:
-    check_same_library({"out": out, "dout": dout})
-    check_dtypes({"out": out, "dout": dout})
-    if tuple(dout.shape) != tuple(out.shape):
-        raise ValueError(f"dout: expected the shape of out, {tuple(out.shape)}, got {tuple(dout.shape)}")
+def _check_cotangent(cotangent: Any, out: Array, state: Any) -> tuple[Array, Any]:
+    """(dout, dstate), the gradients of what the form returned; dstate is None where there is none."""
+    dout, dstate = cotangent, None
+    if state is not None:
+        if type(cotangent) is not tuple or len(cotangent) != 2:
+            raise TypeError(f"pullback: expected (dout, dstate), as (out, state) was returned, got {cotangent!r:.60}")
+        dout, dstate = cotangent
+    pairs = {"dout": ("out", dout, out)}
+    if dstate is not None:
+        if type(dstate) is not type(state):
+            raise TypeError(f"dstate: expected a {type(state).__name__} or None, got {type(dstate).__name__}")
+        pairs |= {
+            f"dstate.{field}": (f"state.{field}", getattr(dstate, field), x) for field, x in state._asdict().items()
+        }
+    for name, (of, got, like) in pairs.items():
+        check_same_library({of: like, name: got})
+        check_dtypes({of: like, name: got})
+        if tuple(got.shape) != tuple(like.shape):
+            raise ValueError(f"{name}: expected the shape of {of}, {tuple(like.shape)}, got {tuple(got.shape)}")
+    return dout, dstate
 
 
 def _widen(x: Any) -> Any:

@@ -65,9 +65,9 @@ def _auto(k: Array, alpha: Array) -> Factor:
 def _cholesky(k: Array, alpha: Array) -> Factor:
     kt = transpose(k)
     if k.shape[-2] >= k.shape[-1]:
-        primal = _cholesky_solver(kt @ k + alpha * _eye(k, k.shape[-1]))
+        primal = _cholesky_solver(kt @ k, alpha)
         return Factor(solve=primal, fit=lambda v: primal(kt @ v))
-    dual = _cholesky_solver(k @ kt + alpha * _eye(k, k.shape[-2]))
+    dual = _cholesky_solver(k @ kt, alpha)
     return Factor(solve=_through_dual(k, alpha, dual), fit=lambda v: kt @ dual(v))
 
 
@@ -77,12 +77,12 @@ def _qr(k: Array, alpha: Array) -> Factor:
     if Tk >= d:
         # [K; sqrt(alpha) I] = Q R, so G + alpha I = R^T R and W = R^-1 Q^T [V; 0]
         basis, r = xp.linalg.qr(_stack(k, xp.sqrt(alpha) * _eye(k, d)))
-        _require_full_rank(r)
+        _require_full_rank(xp.linalg.diagonal(r))
         top = transpose(basis[..., :Tk, :])
         return Factor(solve=lambda b: _upper(r, _upper_t(r, b)), fit=lambda v: _upper(r, top @ v))
     # [K^T; sqrt(alpha) I] = Q R, so K K^T + alpha I = R^T R and W is the top of Q R^-T V
     basis, r = xp.linalg.qr(_stack(transpose(k), xp.sqrt(alpha) * _eye(k, Tk)))
-    _require_full_rank(r)
+    _require_full_rank(xp.linalg.diagonal(r))
     top = basis[..., :d, :]
     solve = _through_dual(k, alpha, lambda b: _upper(r, _upper_t(r, b)))
     return Factor(solve=solve, fit=lambda v: top @ _upper_t(r, v))
@@ -95,16 +95,19 @@ def _svd(k: Array, alpha: Array) -> Factor:
     ut, right, s = transpose(u), transpose(vt), s[..., None]
     # At alpha = 0 a singular value at the level of rounding is zero: minimum norm.
     noise = max(k.shape[-2:]) * xp.finfo(k.dtype).eps * xp.max(s, axis=-2, keepdims=True)
-    keep = xp.where(alpha > 0, s > 0, s > noise)
-    safe = xp.where(keep, s, xp.ones_like(s))
-    for_fit = xp.where(keep, 1 / (safe + alpha / safe), xp.zeros_like(s))  # s / (s^2 + alpha), in range
-    for_solve = for_fit / safe
-    spanned = xp.where(transpose(keep), right, xp.zeros_like(right))
-    beyond = _reciprocal_where_positive(alpha)  # off the span G is 0: 1/alpha there, and 0 for minimum norm
+    keep = (alpha > 0) | (s > noise)
+    for_solve = _ratio_where(keep, xp.ones_like(s), s * s + alpha)
+    safe = xp.where(keep & (s > 0), s, xp.ones_like(s))
+    for_fit = _ratio_where(keep & (s > 0), xp.ones_like(s), safe + alpha / safe)  # s / (s^2 + alpha), in range
+    beyond = _reciprocal_where_positive(alpha)
 
     def solve(b: Array) -> Array:
         along = vt @ b
-        return right @ (for_solve * along) + beyond * (b - spanned @ along)
+        x = right @ (for_solve * along)
+        if k.shape[-2] >= k.shape[-1]:
+            return x
+        # Fewer keys than dimensions: off their span G is 0, so 1/alpha there, and 0 for minimum norm.
+        return x + beyond * (b - right @ along)
 
     return Factor(solve=solve, fit=lambda v: right @ (for_fit * (ut @ v)))
 
@@ -124,9 +127,15 @@ def _lstsq(k: Array, alpha: Array) -> Factor:
 
 
 def _cg(k: Array, alpha: Array) -> Factor:
-    kt = transpose(k)
-    solve = _cg_solver(lambda b: kt @ (k @ b), alpha, rank=min(k.shape[-2:]))
-    return Factor(solve=solve, fit=lambda v: solve(kt @ v))
+    kt, rank = transpose(k), min(k.shape[-2:])
+
+    def times_gram(b: Array) -> Array:
+        return kt @ (k @ b)
+
+    def fit(v: Array) -> Array:
+        return _conjugate_gradients(times_gram, alpha, rank, kt @ v)
+
+    return Factor(solve=_cg_solver(times_gram, alpha, rank), fit=fit)
 
 
 SOLVERS: dict[str, Callable[[Array, Array], Factor]] = {
@@ -148,17 +157,16 @@ def solver_of_gram(gram: Array, alpha: Array, solver: str) -> Solve:
         return _cg_solver(lambda b: gram @ b, alpha, rank=gram.shape[-1])
     if solver == "svd" or (solver == "auto" and any_zero(alpha)):
         return _eigh_solver(gram, alpha)
-    h = gram + alpha * _eye(gram, gram.shape[-1])
     try:
-        return _cholesky_solver(h)
+        return _cholesky_solver(gram, alpha)
     except np.linalg.LinAlgError:
         if solver == "cholesky":
             raise
     # alpha is lost in the rounding of some G. The others keep Cholesky: what a later
     # token did to its prefix must not change a bit of an earlier one.
-    xp = namespace(h)
-    definite = _is_positive_definite(h)
-    regular = _cholesky_solver(xp.where(definite, h, _eye(h, h.shape[-1])))
+    xp = namespace(gram)
+    definite = _is_positive_definite(gram, alpha)
+    regular = _cholesky_solver(xp.where(definite, gram, _eye(gram, gram.shape[-1])), alpha)
     singular = _eigh_solver(gram, alpha)
     return lambda b: xp.where(definite, regular(b), singular(b))
 
@@ -181,36 +189,26 @@ def _nan_where_overflowed(h: Array, solver_of: Callable[[Array], Solve]) -> Solv
     return solve_where_finite
 
 
-def _cholesky_solver(h: Array) -> Solve:
-    """b -> h^-1 b for positive definite h."""
-    return _nan_where_overflowed(h, _cholesky_solver_of_finite)
+def _cholesky_solver(gram: Array, alpha: Array) -> Solve:
+    """b -> (gram + alpha I)^-1 b; LinAlgError where that is not positive definite."""
+    xp = namespace(gram)
 
+    def solver_of(h: Array) -> Solve:
+        lower = _cholesky_factor(h)
+        if any_zero(alpha):
+            _require_full_rank(xp.linalg.diagonal(lower) ** 2)
+        return lambda b: _cholesky_solve(lower, b)
 
-def _cholesky_solver_of_finite(h: Array) -> Solve:
-    if is_numpy(h):
-        if h.size == 0:  # SciPy takes no empty batch
-            return lambda b: np.zeros((*np.broadcast_shapes(h.shape[:-2], b.shape[:-2]), *b.shape[-2:]), b.dtype)
-        lower, _ = scipy.linalg.cho_factor(h, lower=True)
-
-        def solve_with_scipy(b: Array) -> Array:
-            batch = np.broadcast_shapes(lower.shape[:-2], b.shape[:-2])
-            if 0 in b.shape or 0 in batch:
-                return np.zeros((*batch, *b.shape[-2:]), b.dtype)
-            shared = np.broadcast_to(lower, (*batch, *lower.shape[-2:]))
-            return scipy.linalg.cho_solve((shared, True), np.broadcast_to(b, (*batch, *b.shape[-2:])))
-
-        return solve_with_scipy
-
-    xp = namespace(h)
-    lower = _cholesky_factor(h)
-    return lambda b: xp.linalg.solve(transpose(lower), xp.linalg.solve(lower, b))
+    return _nan_where_overflowed(gram + alpha * _eye(gram, gram.shape[-1]), solver_of)
 
 
 def _cholesky_factor(h: Array) -> Array:
-    """The lower factor by the array's own library, and one way of failing for all of them."""
+    """The lower factor, and one way of failing for all libraries."""
     xp = namespace(h)
     failure = np.linalg.LinAlgError("K^T K + alpha I is not positive definite to working precision")
     try:
+        if is_numpy(h):
+            return scipy.linalg.cho_factor(h, lower=True)[0] if h.size else h
         with strict_linalg(h):
             lower = xp.linalg.cholesky(h)
     except np.linalg.LinAlgError:
@@ -224,18 +222,27 @@ def _cholesky_factor(h: Array) -> Array:
     return lower
 
 
-def _is_positive_definite(h: Array) -> Array:
+def _cholesky_solve(lower: Array, b: Array) -> Array:
+    if is_numpy(lower):
+        factor, b = _same_batch(lower, b)
+        return scipy.linalg.cho_solve((factor, True), b) if b.size and lower.size else np.zeros_like(b)
+    xp = namespace(lower)
+    return xp.linalg.solve(transpose(lower), xp.linalg.solve(lower, b))
+
+
+def _is_positive_definite(gram: Array, alpha: Array) -> Array:
     """For each matrix of a batch whether Cholesky succeeds, shape (..., 1, 1). One at a time: few calls come here."""
-    xp = namespace(h)
+    xp = namespace(gram)
+    alphas = xp.reshape(xp.broadcast_to(alpha, (*gram.shape[:-2], 1, 1)), (-1, 1, 1))
     flags = []
-    for one in xp.unstack(xp.reshape(h, (-1, *h.shape[-2:]))):
+    for one, its_alpha in zip(xp.unstack(xp.reshape(gram, (-1, *gram.shape[-2:]))), xp.unstack(alphas), strict=True):
         try:
-            _cholesky_solver(one)
+            _cholesky_solver(one, its_alpha)
         except np.linalg.LinAlgError:
             flags.append(False)
         else:
             flags.append(True)
-    return xp.reshape(xp.asarray(flags, dtype=xp.bool, device=device(h)), (*h.shape[:-2], 1, 1))
+    return xp.reshape(xp.asarray(flags, dtype=xp.bool, device=device(gram)), (*gram.shape[:-2], 1, 1))
 
 
 def _eigh_solver(gram: Array, alpha: Array) -> Solve:
@@ -255,41 +262,51 @@ def _eigh_solver_of_finite(gram: Array, alpha: Array) -> Solve:
     return lambda b: vectors @ (inverse * (transpose(vectors) @ b))
 
 
-def _cg_solver(times_gram: Solve, alpha: Array, rank: int) -> Solve:
-    """b -> (G + alpha I)^-1 b by conjugate gradients, every column of b on its own.
+def _conjugate_gradients(times_gram: Solve, alpha: Array, rank: int, b: Array) -> Array:
+    """Solve (G + alpha I) x = b, every column of b on its own; at alpha = 0 b must be in the range of G.
 
     Exact arithmetic would end after `rank` steps; it is given four times as
-    many and stops earlier once every residual is at rounding level.
+    many. A column ends earlier when its residual is at rounding level, or when
+    G is zero to rounding along its direction of search.
     """
-    xp = namespace(alpha)
-    max_steps = 4 * rank + 10
-    at_zero = alpha == 0
+    xp = namespace(b)
+    eps = float(xp.finfo(b.dtype).eps)
+    x, r, p = xp.zeros_like(b), b, b
+    rr, bb = _squared(r), _squared(b)
+    steepest = xp.zeros_like(rr)
+    for _ in range(4 * rank + 10):
+        hp = times_gram(p) + alpha * p
+        curvature, pp = xp.sum(p * hp, axis=-2, keepdims=True), _squared(p)
+        along = _ratio_where(pp > 0, curvature, pp)  # between the least and the largest eigenvalue
+        steepest = xp.where(along > steepest, along, steepest)
+        attainable = (4 * eps) ** 2 * (steepest**2 * _squared(x) + bb)
+        active = (rr > attainable) & (along > xp.where(alpha > 0, xp.zeros_like(along), rank * eps * steepest))
+        if not bool(xp.any(active)):
+            break
+        step = _ratio_where(active, rr, curvature)
+        x, r = x + step * p, r - step * hp
+        rr_next = _squared(r)
+        p = xp.where(active, r + _ratio_where(active, rr_next, rr) * p, xp.zeros_like(r))
+        rr = rr_next
+    return x
+
+
+def _cg_solver(times_gram: Solve, alpha: Array, rank: int) -> Solve:
+    """b -> (G + alpha I)^-1 b by conjugate gradients."""
     some_zero = any_zero(alpha)
 
-    def run(b: Array) -> Array:
-        x, r = xp.zeros_like(b), b
-        p, rr = r, xp.sum(r * r, axis=-2, keepdims=True)
-        small = rr * xp.finfo(b.dtype).eps ** 2
-        for _ in range(max_steps):
-            hp = times_gram(p) + alpha * p
-            curvature = xp.sum(p * hp, axis=-2, keepdims=True)
-            active = (rr > small) & (curvature > 0)
-            if not bool(xp.any(active)):
-                break
-            step = _ratio_where(active, rr, curvature)
-            x, r = x + step * p, r - step * hp
-            rr_next = xp.sum(r * r, axis=-2, keepdims=True)
-            p = r + _ratio_where(active, rr_next, rr) * p
-            rr = rr_next
-        return x
-
     def solve(b: Array) -> Array:
-        if not some_zero:
-            return run(b)
-        # A singular G cannot reach all of b: project on what it can, G^+ G b, then solve for that.
-        return run(xp.where(at_zero, run(times_gram(b)), b))
+        if some_zero:  # a singular G cannot reach all of b: project on what it can, G^+ G b
+            within = _conjugate_gradients(times_gram, alpha, rank, times_gram(b))
+            b = namespace(b).where(alpha == 0, within, b)
+        return _conjugate_gradients(times_gram, alpha, rank, b)
 
     return solve
+
+
+def _squared(x: Array) -> Array:
+    """The squared norm of each column."""
+    return namespace(x).sum(x * x, axis=-2, keepdims=True)
 
 
 def _through_dual(k: Array, alpha: Array, dual: Solve) -> Solve:
@@ -324,10 +341,15 @@ def _upper_t(r: Array, b: Array) -> Array:
 def _minimum_norm(a: Array, b: Array) -> Array:
     """The least-squares solution of a x = b of minimum norm."""
     rtol = float(max(a.shape[-2:]) * namespace(a).finfo(a.dtype).eps)
-    if is_numpy(a) and 0 not in a.shape and 0 not in b.shape:
-        return scipy.linalg.lstsq(*_same_batch(a, b), cond=rtol)[0]
-    with strict_linalg(a):
-        return namespace(a).linalg.pinv(a, rtol=rtol) @ b
+    if not is_numpy(a):
+        with strict_linalg(a):
+            return namespace(a).linalg.pinv(a, rtol=rtol) @ b
+    a, b = _same_batch(a, b)
+    x = np.zeros((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype)
+    if x.size and a.size:
+        for i in np.ndindex(*a.shape[:-2]):  # SciPy's own loop fails where ranks differ
+            x[i] = scipy.linalg.lstsq(a[i], b[i], cond=rtol)[0]
+    return x
 
 
 def _same_batch(*arrays: Array) -> tuple[Array, ...]:
@@ -336,13 +358,14 @@ def _same_batch(*arrays: Array) -> tuple[Array, ...]:
     return tuple(np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays)
 
 
-def _require_full_rank(r: Array) -> None:
-    xp = namespace(r)
-    diagonal = xp.abs(xp.linalg.diagonal(r))
-    if 0 in diagonal.shape:
+def _require_full_rank(pivots: Array) -> None:
+    """Raise if a pivot is at the level of rounding: a triangular solve would return noise."""
+    xp = namespace(pivots)
+    if 0 in pivots.shape:
         return
-    floor = r.shape[-1] * xp.finfo(r.dtype).eps * xp.max(diagonal, axis=-1, keepdims=True)
-    if bool(xp.any(diagonal <= floor)):
+    pivots = xp.abs(pivots)
+    floor = pivots.shape[-1] * xp.finfo(pivots.dtype).eps * xp.max(pivots, axis=-1, keepdims=True)
+    if bool(xp.any(pivots <= floor)):
         raise np.linalg.LinAlgError("the keys are rank-deficient and alpha = 0: solver='svd' gives the minimum norm")
 
 
