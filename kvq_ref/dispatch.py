@@ -187,7 +187,7 @@ def use_implementation(name: str | None) -> Iterator[None]:
 
 def choose(form: Form, q: Array, requested: str | None) -> Implementation:
     """The implementation to use: the one asked for, or the first that serves."""
-    requested = requested or _requested.get()
+    requested = _requested.get() if requested is None else requested
     if requested is None:
         return next(x for x in form.implementations if x.why_not(q) is None)
     check_word("implementation", requested, IMPLEMENTATIONS)

@@ -112,7 +112,7 @@ def _own_regressions(
 ) -> tuple[Solve, Solve]:
     """Each query has its own keys, so its own factor: the query axis becomes a batch axis."""
     xp = namespace(k)
-    by_keys = solver in ("qr", "svd", "lstsq") or (solver == "auto" and any_zero(alpha))
+    by_keys = solver in ("qr", "svd", "lstsq") or (solver in ("auto", "cg") and any_zero(alpha))
     if gram is None and by_keys:
         every = k[..., None, :, :]
         own = xp.where(visible[..., None], every, xp.zeros_like(every))  # (..., Tq, Tk, d)

@@ -17,7 +17,11 @@ solver                what is factored                                        ra
 ====================  ======================================================  =======================
 
 "cholesky", "auto" and "cg" square the condition number of the keys; "qr",
-"svd" and "lstsq" do not.
+"svd" and "lstsq" do not. A masked key is a row of zeros, so with "cholesky" and
+"qr" at alpha = 0 a mask can leave the keys rank-deficient.
+
+Where only G is known, because a state was given, "svd" and what falls back on
+it use the eigenvalues of G.
 """
 
 from __future__ import annotations
@@ -127,15 +131,26 @@ def _lstsq(k: Array, alpha: Array) -> Factor:
 
 
 def _cg(k: Array, alpha: Array) -> Factor:
+    xp = namespace(k)
     kt, rank = transpose(k), min(k.shape[-2:])
+    none = xp.zeros_like(alpha)
 
     def times_gram(b: Array) -> Array:
         return kt @ (k @ b)
 
     def fit(v: Array) -> Array:
-        return _conjugate_gradients(times_gram, alpha, rank, kt @ v)
+        return _conjugate_gradients(times_gram, alpha, rank, kt @ v, summed_from=v)
 
-    return Factor(solve=_cg_solver(times_gram, alpha, rank), fit=fit)
+    def solve(b: Array) -> Array:
+        x = _conjugate_gradients(times_gram, alpha, rank, b)
+        if not any_zero(alpha):
+            return x
+        # A singular G cannot reach all of b. G^+ b = K^+ K^+^T b: two systems that can be solved exactly.
+        z = _conjugate_gradients(lambda y: k @ (kt @ y), none, rank, k @ b, summed_from=b)
+        reached = _conjugate_gradients(times_gram, none, rank, kt @ z, summed_from=z)
+        return xp.where(alpha == 0, reached, x)
+
+    return Factor(solve=solve, fit=fit)
 
 
 SOLVERS: dict[str, Callable[[Array, Array], Factor]] = {
@@ -153,10 +168,10 @@ GRAM_SOLVERS = ("auto", "cholesky", "svd", "cg")
 
 def solver_of_gram(gram: Array, alpha: Array, solver: str) -> Solve:
     """b -> (G + alpha I)^-1 b where only G is known: at each causal prefix, or with a state."""
-    if solver == "cg":
-        return _cg_solver(lambda b: gram @ b, alpha, rank=gram.shape[-1])
-    if solver == "svd" or (solver == "auto" and any_zero(alpha)):
+    if solver == "svd" or (solver in ("auto", "cg") and any_zero(alpha)):
         return _eigh_solver(gram, alpha)
+    if solver == "cg":
+        return lambda b: _conjugate_gradients(lambda p: gram @ p, alpha, gram.shape[-1], b)
     try:
         return _cholesky_solver(gram, alpha)
     except np.linalg.LinAlgError:
@@ -262,25 +277,29 @@ def _eigh_solver_of_finite(gram: Array, alpha: Array) -> Solve:
     return lambda b: vectors @ (inverse * (transpose(vectors) @ b))
 
 
-def _conjugate_gradients(times_gram: Solve, alpha: Array, rank: int, b: Array) -> Array:
+def _conjugate_gradients(
+    times_gram: Solve, alpha: Array, rank: int, b: Array, summed_from: Array | None = None
+) -> Array:
     """Solve (G + alpha I) x = b, every column of b on its own; at alpha = 0 b must be in the range of G.
 
     Exact arithmetic would end after `rank` steps; it is given four times as
-    many. A column ends earlier when its residual is at rounding level, or when
-    G is zero to rounding along its direction of search.
+    many. A column ends earlier when its residual is at the rounding of what it
+    was made from: G x, and b or, where b = K^T v, the v that it was summed from.
+    Beyond that a singular G would only amplify the rounding.
     """
     xp = namespace(b)
-    eps = float(xp.finfo(b.dtype).eps)
+    noise = (8 * rank * float(xp.finfo(b.dtype).eps)) ** 2
     x, r, p = xp.zeros_like(b), b, b
-    rr, bb = _squared(r), _squared(b)
+    rr = _squared(r)
+    terms = rr if summed_from is None else _squared(summed_from)
     steepest = xp.zeros_like(rr)
     for _ in range(4 * rank + 10):
         hp = times_gram(p) + alpha * p
         curvature, pp = xp.sum(p * hp, axis=-2, keepdims=True), _squared(p)
         along = _ratio_where(pp > 0, curvature, pp)  # between the least and the largest eigenvalue
         steepest = xp.where(along > steepest, along, steepest)
-        attainable = (4 * eps) ** 2 * (steepest**2 * _squared(x) + bb)
-        active = (rr > attainable) & (along > xp.where(alpha > 0, xp.zeros_like(along), rank * eps * steepest))
+        attainable = noise * (steepest**2 * _squared(x) + (terms if summed_from is None else steepest * terms))
+        active = (rr > attainable) & (curvature > 0)
         if not bool(xp.any(active)):
             break
         step = _ratio_where(active, rr, curvature)
@@ -289,19 +308,6 @@ def _conjugate_gradients(times_gram: Solve, alpha: Array, rank: int, b: Array) -
         p = xp.where(active, r + _ratio_where(active, rr_next, rr) * p, xp.zeros_like(r))
         rr = rr_next
     return x
-
-
-def _cg_solver(times_gram: Solve, alpha: Array, rank: int) -> Solve:
-    """b -> (G + alpha I)^-1 b by conjugate gradients."""
-    some_zero = any_zero(alpha)
-
-    def solve(b: Array) -> Array:
-        if some_zero:  # a singular G cannot reach all of b: project on what it can, G^+ G b
-            within = _conjugate_gradients(times_gram, alpha, rank, times_gram(b))
-            b = namespace(b).where(alpha == 0, within, b)
-        return _conjugate_gradients(times_gram, alpha, rank, b)
-
-    return solve
 
 
 def _squared(x: Array) -> Array:
@@ -364,7 +370,7 @@ def _require_full_rank(pivots: Array) -> None:
     if 0 in pivots.shape:
         return
     pivots = xp.abs(pivots)
-    floor = pivots.shape[-1] * xp.finfo(pivots.dtype).eps * xp.max(pivots, axis=-1, keepdims=True)
+    floor = 8 * pivots.shape[-1] * xp.finfo(pivots.dtype).eps * xp.max(pivots, axis=-1, keepdims=True)
     if bool(xp.any(pivots <= floor)):
         raise np.linalg.LinAlgError("the keys are rank-deficient and alpha = 0: solver='svd' gives the minimum norm")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-settings.register_profile("default", deadline=None, max_examples=50)
-settings.register_profile("thorough", deadline=None, max_examples=2000)
+# Fresh examples in CI too, where Hypothesis would repeat the same ones.
+settings.register_profile("default", deadline=None, derandomize=False, max_examples=50)
+settings.register_profile("thorough", deadline=None, derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Workers of a parallel run take the seed of the process that started them.
