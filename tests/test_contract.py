@@ -134,13 +134,14 @@ def test_compiled_equals_reference_in_float32(form: Form, implementation: str, r
 
     How much float32 can lose in a gradient depends on the problem (a row that sees one key has the gradient zero, as
     a difference of equal terms). So the bar is one that a wrong tile cannot pass, and eight times what the reference
-    loses on the same problem; exactness is held by the forward against brute force, and by the test in float64.
+    loses on the same problem; exactness is held by the forward against brute force, and by the test in float64. The
+    gradient of alpha is left to float64: it is one number, a sum that cancels, and made by the same code from dq*.
     """
     if implementation == "reference":
         pytest.skip("it is the reference")
     skip_if_missing(form, implementation)
     numpy = library("numpy")
-    for sizes in KERNEL_SIZES:
+    for sizes in KERNEL_SIZES[:-1]:  # a single key has nothing but such rows
         for case in cases(form, rng, sizes):
             arrays = [x.astype("float32") for x in (case.q, case.k, case.v)]
             options = convert(case.options, numpy, "float32")
@@ -150,8 +151,10 @@ def test_compiled_equals_reference_in_float32(form: Form, implementation: str, r
             exact = grads_of(form, *wide, dout.astype("float64"), implementation="reference", **wide_options)
             reference = grads_of(form, *arrays, dout, implementation="reference", **options)
             compiled = grads_of(form, *arrays, dout, implementation="compiled", **options)
-            bar = 1e-3 + 8 * max(errors(reference, exact).values())
+            bar = 1e-4 + 8 * max(errors(reference, exact).values())
             for name, error in errors(compiled, exact).items():
+                if name == "alpha":
+                    continue
                 assert error < bar, (sizes, case.name, name)
 
 
