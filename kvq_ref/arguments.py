@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from kvq_ref.arrays import COMPUTE_DTYPES, HALF_DTYPES, device, dtype_name, is_array, library, namespace
+from kvq_ref.arrays import (
+    COMPUTE_DTYPES,
+    HALF_DTYPES,
+    broadcast_leading,
+    device,
+    dtype_name,
+    is_array,
+    library,
+    namespace,
+)
 from kvq_ref.features import FEATURE_MAPS, FeatureMap, elementwise
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
@@ -122,11 +131,11 @@ def check_pair_shape(name: str, x: Array, Tq: int, Tk: int) -> None:
 
 def check_leading(arrays: Mapping[str, Array]) -> None:
     """The axes before the last two (all of them, for alpha) broadcast together."""
-    so_far: tuple[int, ...] = ()
+    so_far: tuple[int, ...] | None = None
     for name, x in arrays.items():
-        leading = tuple(x.shape) if name == "alpha" else tuple(x.shape[:-2])
+        leading = tuple(x.shape if name == "alpha" else x.shape[:-2])
         try:
-            so_far = np.broadcast_shapes(so_far, leading)
+            so_far = leading if so_far is None else broadcast_leading(so_far, leading)
         except ValueError:
             raise ValueError(
                 f"{name}: expected leading axes that broadcast with {so_far}, those of the arguments before it, "

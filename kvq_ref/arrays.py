@@ -8,12 +8,14 @@ open, so that no other has to know NumPy from CuPy, PyTorch or JAX.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 from kvq_ref.types import Array
@@ -37,7 +39,7 @@ def is_array(x: object) -> bool:
 
 def namespace(x: Array) -> Any:
     """The array API namespace that ``x`` belongs to."""
-    return array_api_compat.array_namespace(x)
+    return array_api_compat.numpy if type(x) is np.ndarray else array_api_compat.array_namespace(x)
 
 
 def library(x: Array) -> str:
@@ -63,7 +65,12 @@ def dtype_name(x: Array) -> str:
     >>> dtype_name(np.zeros(3, np.float32))
     'float32'
     """
-    return str(x.dtype).rpartition(".")[2]
+    return _name_of_dtype(x.dtype)
+
+
+@functools.cache
+def _name_of_dtype(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def device(x: Array) -> Any:
@@ -80,6 +87,16 @@ def all_finite(x: Array) -> bool:
     """Whether ``x`` holds neither NaN nor infinity."""
     xp = namespace(x)
     return bool(xp.all(xp.isfinite(x)))
+
+
+def broadcast_leading(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """``numpy.broadcast_shapes``, without its cost where all shapes are the same.
+
+    >>> broadcast_leading((2, 1), (3,))
+    (2, 3)
+    """
+    first = shapes[0]
+    return first if all(shape == first for shape in shapes) else np.broadcast_shapes(*shapes)
 
 
 def sum_to_shape(x: Array, shape: Sequence[int]) -> Array:

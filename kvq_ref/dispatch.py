@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from kvq_ref import kernels, nonfinite
+from kvq_ref import arrays, kernels, nonfinite
 from kvq_ref.arguments import DTYPES, LIBRARIES, check_call, check_dtypes, check_same_library, check_word
 from kvq_ref.arrays import (
     HALF_DTYPES,
-    all_finite,
     device,
     dtype_name,
     is_array,
@@ -54,6 +53,8 @@ class Implementation:
         One of ``IMPLEMENTATIONS``.
     forward, backward : callable
         With the signatures of the form's file.
+    all_finite : callable
+        Whether an array that it serves holds neither NaN nor infinity.
     numpy_only : bool
         Whether it takes NumPy arrays alone.
     missing : str or None
@@ -63,6 +64,7 @@ class Implementation:
     name: str
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., Grads]
+    all_finite: Callable[[Array], bool] = arrays.all_finite
     numpy_only: bool = False
     missing: str | None = None
 
@@ -102,7 +104,7 @@ def _form(name: str, module: ModuleType, compiled: tuple[Callable[..., Any], Cal
     reference = Implementation("reference", module.forward, module.backward)
     if compiled is None:
         return Form(name, module, (reference,))
-    fast = Implementation("compiled", *compiled, numpy_only=True, missing=kernels.missing)
+    fast = Implementation("compiled", *compiled, kernels.all_finite, numpy_only=True, missing=kernels.missing)
     return Form(name, module, (fast, reference))
 
 
@@ -229,7 +231,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
     if k.shape[-2] == 0:
         inputs = _with_one_hidden_key(inputs)
     quarantine = None
-    if not nonfinite.inputs_finite(inputs):
+    if not nonfinite.inputs_finite(inputs, implementation.all_finite):
         inputs, quarantine = nonfinite.isolate(inputs, is_causal, initial_state is not None)
     inputs = _without_unseen_keys(inputs)
 
@@ -246,7 +248,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
         dout, dstate = _check_cotangent(cotangent, out, state)
         dout = _widen(dout) if half else dout
         seen = quarantine
-        if seen is not None or not all_finite(dout):
+        if seen is not None or not implementation.all_finite(dout):
             seen = seen or nonfinite.nothing_isolated(inputs, is_causal)
             dout, seen = nonfinite.isolate_cotangent(dout, seen)
         extra = {} if dstate is None else {"dstate": dstate}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvq_ref import solve
+from kvq_ref.arrays import broadcast_leading
 from kvq_ref.types import Array, Grads
 
 try:
@@ -42,6 +43,12 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def all_finite(x: Array) -> bool:
+    """Whether ``x`` holds neither NaN nor infinity, in one pass and without an array of answers."""
+    answer: bool = tiled.all_finite(_plain(x))
+    return answer
+
+
 def forward(
     score: str,
     q: Array,
@@ -56,7 +63,7 @@ def forward(
     """Fused attention of one score form; the (Tq, Tk) weights are never stored."""
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1)) if score == "softmax" else 1.0
-    leading = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, mask, bias) if x is not None))
+    leading = broadcast_leading(*(x.shape[:-2] for x in (q, k, v, mask, bias) if x is not None))
     flat_q, flat_k, flat_v = (_flatten(x, leading) for x in (q, k, v))
     pairs = (q.shape[-2], k.shape[-2])
     flat_mask, flat_bias = (None if x is None else _flatten_pairs(x, leading, pairs) for x in (mask, bias))
@@ -72,7 +79,7 @@ def backward(dout: Array, saved: Saved) -> Grads:
     score, leading, q, k, v, out, stats, (mask, bias, is_causal, scale) = saved
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     dbias = None if bias is None else np.empty((q.shape[0], q.shape[1], k.shape[1]), q.dtype)
-    flat_dout = np.ascontiguousarray(dout).reshape(out.shape)
+    flat_dout = _plain(dout).reshape(out.shape)
     tiled.backward(
         score, flat_dout, q, k, v, out, stats, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
     )
@@ -110,11 +117,17 @@ def preconditioned_backward(dout: Array, saved: Saved) -> Grads:
 def _flatten(x: Array, leading: tuple[int, ...]) -> Array:
     """(..., T, d) to a contiguous (batch, T, d)."""
     whole = x if x.shape[:-2] == leading else np.broadcast_to(x, (*leading, *x.shape[-2:]))
-    return np.ascontiguousarray(whole).reshape(math.prod(leading), *x.shape[-2:])
+    return _plain(whole).reshape(math.prod(leading), *x.shape[-2:])
+
+
+def _plain(x: Array) -> Array:
+    """As the kernels read it: contiguous and aligned."""
+    return x if x.flags.c_contiguous and x.flags.aligned else np.array(x, order="C")
 
 
 def _flatten_pairs(x: Array, leading: tuple[int, ...], pairs: tuple[int, int]) -> Array:
     """A mask or bias to (batch, Tq, Tk); axes along which it does not change keep stride 0."""
+    x = x if x.flags.aligned else np.array(x)
     x = x.reshape((1,) * (2 - x.ndim) + x.shape)
     batch = math.prod(leading)
     if math.prod(x.shape[:-2]) == 1:

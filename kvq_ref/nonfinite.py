@@ -15,9 +15,10 @@ bias, or is itself not finite and sees anything, gets a row of NaN. A bias of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-from kvq_ref.arrays import all_finite, device, namespace
+from kvq_ref.arrays import device, namespace
 from kvq_ref.masks import is_key_mask, visible_pairs
 from kvq_ref.types import Array, Grads, State, map_state
 
@@ -114,7 +115,8 @@ def mark_grads(grads: Grads, quarantine: Quarantine) -> Grads:
     )
 
 
-def inputs_finite(inputs: Inputs) -> bool:
+def inputs_finite(inputs: Inputs, all_finite: Callable[[Array], bool]) -> bool:
+    """Whether there is nothing to isolate."""
     arrays = (inputs.q, inputs.k, inputs.v, inputs.bias)
     return all(all_finite(x) for x in arrays if x is not None)
 

@@ -247,6 +247,27 @@ def test_inputs_are_left_alone(form: Form, implementation: str, rng: np.random.G
         assert not any(np.shares_memory(out, x) for x in strided)
 
 
+@each_implementation
+def test_misaligned_inputs(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    """Arrays that begin at an odd byte, as a field of a packed record does."""
+    skip_if_missing(form, implementation)
+
+    def misaligned(x: np.ndarray) -> np.ndarray:
+        view = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+        view[...] = x
+        return view
+
+    q, k, v = random_qkv(rng)
+    options = alpha_of(form) | ({"bias": rng.standard_normal((6, 6))} if "bias" in form.options else {})
+    odd = {name: misaligned(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    dout = rng.standard_normal((6, 4))
+    out, grads = grads_of(form, q, k, v, dout, implementation=implementation, **options)
+    same, same_grads = grads_of(form, *map(misaligned, (q, k, v, dout)), implementation=implementation, **odd)
+    assert relative_error(same, out) < 1e-13
+    for a, b in zip(same_grads[:3], grads[:3], strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
 @pytest.mark.parametrize("library_name", LIBRARIES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @each_form
