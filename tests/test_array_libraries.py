@@ -48,6 +48,19 @@ def test_results_stay_on_the_device(form: Form, rng: np.random.Generator) -> Non
         assert {x.device for x in results} == {strict.Device("device1")}
 
 
+@pytest.mark.oracle
+@each_form
+def test_jax_grad_of_one_argument(form: Form, rng: np.random.Generator) -> None:
+    """jax.grad puts a tracer, which has no device, beside plain arrays."""
+    jax = pytest.importorskip("jax")
+    lib = library("jax")
+    q, k, v = (lib.make(x) for x in rng.standard_normal((3, 4, 3)))
+    options = {"alpha": 0.5} if "alpha" in form.options else {}
+    got = jax.grad(lambda x: public(form)(x, k, v, **options).sum())(q)
+    out, pullback = kvq.vjp(public(form), q, k, v, **options)
+    np.testing.assert_allclose(got, pullback(out * 0 + 1).q, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.gpu
 @each_form
 def test_cusolver_failure_is_an_error(form: Form) -> None:
