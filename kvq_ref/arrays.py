@@ -65,12 +65,14 @@ def dtype_name(x: Array) -> str:
     >>> dtype_name(np.zeros(3, np.float32))
     'float32'
     """
-    return _name_of_dtype(x.dtype)
+    dtype = x.dtype
+    return _numpy_dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
 @functools.cache
-def _name_of_dtype(dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]
+def _numpy_dtype_name(dtype: np.dtype[Any]) -> str:
+    """Remembered, for NumPy makes the name anew at every call."""
+    return str(dtype)
 
 
 def device(x: Array) -> Any:
