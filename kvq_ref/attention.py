@@ -534,7 +534,8 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
         ``.v``, and ``.bias``, ``.alpha``, ``.initial_state`` where these were given (None
         where not). Each has the shape of its argument. Where a state is
         returned it takes ``(dout, dstate)``; ``dstate`` may be None. It can be called
-        more than once.
+        more than once. It keeps q, k and v themselves and no copies: leave them as
+        they are until it has been called; out may be written into.
 
     Raises
     ------
@@ -568,4 +569,6 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
             f"{name}: {error}; its options are {', '.join((*FORMS[name].options, 'implementation'))}"
         ) from None
     bound.apply_defaults()
-    return differentiable_call(name, q, k, v, bound.kwargs)
+    out, pullback = differentiable_call(name, q, k, v, bound.kwargs)
+    # The pullback keeps the result it was made with: the caller may write into a copy (out -= target).
+    return (1 * out[0], out[1]) if isinstance(out, tuple) else 1 * out, pullback

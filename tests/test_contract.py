@@ -247,6 +247,26 @@ def test_inputs_are_left_alone(form: Form, implementation: str, rng: np.random.G
         assert not any(np.shares_memory(out, x) for x in strided)
 
 
+@pytest.mark.parametrize("library_name", ["numpy", pytest.param("torch", marks=pytest.mark.oracle)])
+@each_implementation
+def test_result_may_be_written_into(
+    form: Form, implementation: str, library_name: str, rng: np.random.Generator
+) -> None:
+    """out -= target is how a gradient is often made; the pullback must not see it."""
+    skip_if_missing(form, implementation)
+    lib = library(library_name)
+    if implementation == "compiled" and library_name != "numpy":
+        pytest.skip("kernels take NumPy arrays")
+    q, k, v = map(lib.make, random_qkv(rng))
+    options = alpha_of(form) | {"implementation": implementation}
+    out, pullback = kvq.vjp(public(form), q, k, v, **options)
+    dout = lib.make(rng.standard_normal(tuple(out.shape)))
+    expected = pullback(dout)
+    out -= 3.0
+    for a, b in zip(pullback(dout)[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(lib.back(a), lib.back(b))
+
+
 @each_implementation
 def test_misaligned_inputs(form: Form, implementation: str, rng: np.random.Generator) -> None:
     """Arrays that begin at an odd byte, as a field of a packed record does."""

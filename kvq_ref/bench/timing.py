@@ -20,10 +20,6 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    @property
-    def fastest(self) -> float:
-        return min(self.seconds)
-
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]],

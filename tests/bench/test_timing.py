@@ -23,7 +23,7 @@ def test_turns_are_taken_and_each_is_warmed_up(monkeypatch: pytest.MonkeyPatch) 
 def test_the_budget_ends_the_rounds_but_not_the_first_three() -> None:
     timings = interleaved({"slow": lambda: time.sleep(0.002)}, rounds=100, budget=0.0, rest=0)
     assert len(timings["slow"].seconds) == 3
-    assert timings["slow"].median >= timings["slow"].fastest >= 0.002
+    assert timings["slow"].median >= min(timings["slow"].seconds) >= 0.002
 
 
 def test_a_long_call_is_its_own_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
