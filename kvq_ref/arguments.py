@@ -66,7 +66,7 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
     if "is_causal" in ready:
         ready["is_causal"] = check_flag("is_causal", ready["is_causal"])
     if "scale" in ready:
-        ready["scale"] = check_scale(ready["scale"])
+        ready["scale"] = check_scale(ready["scale"], q)
     if "alpha" in ready:
         ready["alpha"] = check_alpha(ready["alpha"], q)
     if "solver" in ready:
@@ -150,24 +150,29 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_scale(scale: object) -> float | None:
-    if scale is None:
-        return None
-    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
-        raise TypeError(f"scale: expected a real number or None, got {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
-    return float(scale)
+def check_number(name: str, value: Any, kind: str, q: Array, *, least: float = -math.inf) -> float:
+    """A real number, at least ``least``, that is finite in the dtype that q is computed in."""
+    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected {kind}, got {type(value).__name__}")
+    number = value if isinstance(value, int) else float(value)  # an int may be too large for a float
+    if not (-math.inf < number < math.inf and number >= least):
+        bound = "" if least == -math.inf else f" >= {least:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
+    dtype = "float64" if dtype_name(q) == "float64" else "float32"
+    if abs(number) > float(np.finfo(dtype).max):
+        raise ValueError(f"{name}: expected a number that {dtype} can hold, got {value!s:.40}")
+    return float(number)
+
+
+def check_scale(scale: object, q: Array) -> float | None:
+    return None if scale is None else check_number("scale", scale, "a real number or None", q)
 
 
 def check_alpha(alpha: Any, q: Array) -> Array:
     """alpha as an array in the library, and on the device, of q."""
     xp = namespace(q)
     if not is_array(alpha):
-        if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
-            raise TypeError(f"alpha: expected a real number or an array, got {type(alpha).__name__}")
-        if not 0 <= float(alpha) < math.inf:
-            raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
+        alpha = check_number("alpha", alpha, "a real number or an array", q, least=0.0)
         wide = xp.float32 if dtype_name(q) in HALF_DTYPES else q.dtype
         return xp.asarray(float(alpha), dtype=wide, device=device(q))
     if not bool(xp.all(xp.isfinite(alpha) & (alpha >= 0))):
@@ -189,19 +194,45 @@ def check_word(name: str, word: object, known: Iterable[str]) -> None:
 def check_feature_map(feature_map: Any) -> FeatureMap:
     if feature_map is None:
         return FEATURE_MAPS["identity"]
-    if isinstance(feature_map, FeatureMap):
-        return feature_map
+    if isinstance(feature_map, FeatureMap) and callable(feature_map.apply):
+        return _checked(feature_map)
     if isinstance(feature_map, str):
         check_word("feature_map", feature_map, FEATURE_MAPS)
         return FEATURE_MAPS[feature_map]
     if isinstance(feature_map, tuple) and len(feature_map) == 2 and all(map(callable, feature_map)):
-        return elementwise(*feature_map)
+        return _checked(elementwise(*feature_map))
     if callable(feature_map):
-        return FeatureMap(apply=feature_map, vjp=None)
+        return _checked(FeatureMap(apply=feature_map, vjp=None))
     raise TypeError(
         f"feature_map: expected one of {', '.join(map(repr, FEATURE_MAPS))}, a callable, a pair (phi, dphi) of "
         f"elementwise functions or a FeatureMap, got {type(feature_map).__name__}"
     )
+
+
+def _checked(feature_map: FeatureMap) -> FeatureMap:
+    """A user's feature map, with a look at what it returns."""
+
+    def check(what: str, got: Any, x: Array, expected: str, shape_fits: bool) -> Array:
+        if not is_array(got) or library(got) != library(x) or dtype_name(got) != dtype_name(x) or not shape_fits:
+            is_like = f"a {dtype_name(got)} {library(got)} array of shape {tuple(got.shape)}" if is_array(got) else None
+            raise ValueError(
+                f"feature_map: expected {what} to be a {dtype_name(x)} {library(x)} array of shape {expected}, "
+                f"got {is_like or type(got).__name__}"
+            )
+        return got
+
+    def apply(x: Array) -> Array:
+        got = feature_map.apply(x)
+        fits = is_array(got) and got.ndim == x.ndim and tuple(got.shape[:-1]) == tuple(x.shape[:-1])
+        return check("phi(x)", got, x, str((*x.shape[:-1], "m")).replace("'", ""), fits)
+
+    def vjp(x: Array, dphi: Array) -> Array:
+        assert feature_map.vjp is not None
+        got = feature_map.vjp(x, dphi)
+        shape = (*dphi.shape[:-1], x.shape[-1])
+        return check("its gradient", got, x, str(shape), is_array(got) and tuple(got.shape) == shape)
+
+    return FeatureMap(apply=apply, vjp=None if feature_map.vjp is None else vjp)
 
 
 def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: Array, k: Array, v: Array) -> None:
@@ -239,4 +270,12 @@ def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: A
             )
         if dtype_name(x) != (wanted := "float32" if dtype_name(q) in HALF_DTYPES else dtype_name(q)):
             raise TypeError(f"initial_state.{name}: expected dtype {wanted}, got {dtype_name(x)}")
-    check_leading({"q": q, "k": k, "v": v} | {f"initial_state.{name}": getattr(state, name) for name in expected})
+    if kind is LinearState and state.kv.shape[-2] != state.k_sum.shape[-2]:
+        raise ValueError(
+            f"initial_state.k_sum: expected as many rows as initial_state.kv has, {state.kv.shape[-2]}, "
+            f"got shape {tuple(state.k_sum.shape)}"
+        )
+    others = {name: options[name] for name in ("mask", "alpha") if options.get(name) is not None}
+    check_leading(
+        {"q": q, "k": k, "v": v} | others | {f"initial_state.{name}": getattr(state, name) for name in expected}
+    )

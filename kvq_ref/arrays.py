@@ -30,11 +30,11 @@ _backend: ContextVar[str | None] = ContextVar("kvq_ref_backend", default=None)
 def is_array(x: object) -> bool:
     """Whether ``x`` is an array of a library that follows the array API.
 
-    NumPy's matrices and masked arrays are not: they have an arithmetic of their own.
+    NumPy's scalars count as numbers. Its matrices and masked arrays have an arithmetic of their own.
     """
     if type(x) is np.ndarray:
         return True
-    return array_api_compat.is_array_api_obj(x) and not isinstance(x, (np.matrix, np.ma.MaskedArray))
+    return array_api_compat.is_array_api_obj(x) and not isinstance(x, (np.generic, np.matrix, np.ma.MaskedArray))
 
 
 def namespace(x: Array) -> Any:

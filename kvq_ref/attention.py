@@ -375,7 +375,8 @@ def sigma_intention(
         Which keys enter the regression of a query: True where they do. What it
         hides may hold NaN or inf.
     bias : array, broadcasts to (..., Tq, Tk), optional
-        Multiplies each weight by exp(bias). -inf hides a key.
+        Multiplies each weight by exp(bias). A key of bias -inf has no weight, but
+        stays in the regression; a mask takes it out of both.
     is_causal : bool, default False
         Whether query i sees keys 0 .. i only, in the preconditioner too.
     scale : float, default 1
@@ -460,7 +461,8 @@ def expressive_intention(
         Which keys enter the regression of a query: True where they do. What it
         hides may hold NaN or inf.
     bias : array, broadcasts to (..., Tq, Tk), optional
-        Multiplies each weight by exp(bias). -inf hides a key.
+        Multiplies each weight by exp(bias). A key of bias -inf has no weight, but
+        stays in the regression; a mask takes it out of both.
     is_causal : bool, default False
         Whether query i sees keys 0 .. i only, in the preconditioner too.
     scale : float, default 1

@@ -31,9 +31,9 @@ from kvq_ref.arrays import (
     library,
     namespace,
     sum_to_shape,
+    transpose,
 )
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
-from kvq_ref.masks import hide_keys
 from kvq_ref.nonfinite import Inputs
 from kvq_ref.types import Array, Grads
 
@@ -231,8 +231,14 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
     if k.shape[-2] == 0:
         inputs = _with_one_hidden_key(inputs)
     quarantine = None
+    isolate = functools.partial(
+        nonfinite.isolate,
+        is_causal=is_causal,
+        has_state=initial_state is not None,
+        regresses="alpha" in form.options,
+    )
     if not nonfinite.inputs_finite(inputs, implementation.all_finite):
-        inputs, quarantine = nonfinite.isolate(inputs, is_causal, initial_state is not None)
+        inputs, quarantine = isolate(inputs)
     inputs = _without_unseen_keys(inputs)
 
     if "bias" in form.options:
@@ -249,7 +255,7 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
         dout = _widen(dout) if half else dout
         seen = quarantine
         if seen is not None or not implementation.all_finite(dout):
-            seen = seen or nonfinite.nothing_isolated(inputs, is_causal)
+            seen = seen or isolate(inputs)[1]
             dout, seen = nonfinite.isolate_cotangent(dout, seen)
         extra = {} if dstate is None else {"dstate": dstate}
         grads = implementation.backward(dout, saved, **extra)
@@ -266,7 +272,9 @@ def _to_given(
     """Gradients in the shapes and the dtype of what the caller gave."""
 
     def like(grad: Array, given: Array) -> Array:
-        if given.ndim >= 2 and grad.shape[-2] > given.shape[-2] == 0:  # the hidden key of an empty set of keys
+        if (
+            given.ndim >= 2 and grad.ndim >= 2 and grad.shape[-2] > given.shape[-2] == 0
+        ):  # the hidden key of an empty set of keys
             grad = grad[..., :0, :]
         grad = sum_to_shape(grad, given.shape)
         return grad if grad.dtype == given.dtype else _narrow(grad, given)
@@ -318,11 +326,13 @@ def _narrow(x: Array, like: Array) -> Array:
 
 
 def _without_unseen_keys(inputs: Inputs) -> Inputs:
-    """Zero the keys and values that the mask hides from every query: what they hold could overflow."""
+    """Replace the keys and values that the mask hides from every query: what they hold could overflow."""
     if inputs.mask is None:
         return inputs
-    seen = namespace(inputs.mask).any(inputs.mask, axis=-2, keepdims=True)
-    k, v = hide_keys(seen, inputs.k, inputs.v)
+    xp = namespace(inputs.mask)
+    seen = transpose(xp.any(inputs.mask, axis=-2, keepdims=True))
+    k = xp.where(seen, inputs.k, xp.ones_like(inputs.k))  # one: a feature map may have no finite value at zero
+    v = xp.where(seen, inputs.v, xp.zeros_like(inputs.v))
     return inputs._replace(k=k, v=v)
 
 

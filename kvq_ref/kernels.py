@@ -63,6 +63,9 @@ def forward(
     """Fused attention of one score form; the (Tq, Tk) weights are never stored."""
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1)) if score == "softmax" else 1.0
+    if bias is not None and not all_finite(bias):  # what is -inf has no weight
+        seen = bias > -np.inf
+        mask, bias = seen if mask is None else mask & seen, np.where(seen, bias, 0).astype(bias.dtype, copy=False)
     leading = broadcast_leading(*(x.shape[:-2] for x in (q, k, v, mask, bias) if x is not None))
     flat_q, flat_k, flat_v = (_flatten(x, leading) for x in (q, k, v))
     pairs = (q.shape[-2], k.shape[-2])

@@ -178,15 +178,15 @@ def hide_keys(mask: Array | None, *rows: Array) -> tuple[Array, ...]:
 
 
 def row_max(x: Array, visible: Array | None) -> Array:
-    """The largest *visible* entry of each row, shape (..., 1); 0 for a row that sees nothing.
+    """The largest *visible* entry of each row, shape (..., 1); 0 for a row without one, or where all are -inf.
 
     A row that is shifted by its maximum can be exponentiated without overflow.
     """
     xp = namespace(x)
-    if visible is None:
-        return xp.max(x, axis=-1, keepdims=True)
-    lowest = xp.max(xp.where(visible, x, xp.full_like(x, -math.inf)), axis=-1, keepdims=True)
-    return xp.where(xp.isfinite(lowest), lowest, xp.zeros_like(lowest))
+    if visible is not None:
+        x = xp.where(visible, x, xp.full_like(x, -math.inf))
+    largest = xp.max(x, axis=-1, keepdims=True)
+    return xp.where(largest == -math.inf, xp.zeros_like(largest), largest)
 
 
 def reciprocal_or_zero(n: Array) -> Array:

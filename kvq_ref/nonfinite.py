@@ -8,8 +8,9 @@ it. The forms can then be plain mathematics, and a NaN in a future token changes
 no bit of what came before it.
 
 The rule is one for all forms: a query that sees a non-finite key, value or
-bias, or is itself not finite and sees anything, gets a row of NaN. A bias of
--inf hides its key, as a mask does.
+bias, or is itself not finite and sees anything, gets a row of NaN. A key whose
+bias is -inf has no weight, so it is not seen; but the regression of a
+least-squares form, which is the mask's business alone, still sees it.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ class Quarantine(NamedTuple):
     visible : array of bool, broadcasts to (..., Tq, Tk)
     rows : array of bool, shape (..., Tq)
         The queries whose output is NaN.
+    sees : array of bool, broadcasts to (..., Tq)
+        The queries that see anything.
     state : array of bool, shape (...)
         Whether the final state is.
     """
 
     visible: Array
     rows: Array
+    sees: Array
     state: Array
 
 
@@ -50,13 +54,13 @@ class Inputs(NamedTuple):
     bias: Array | None
 
 
-def isolate(inputs: Inputs, is_causal: bool, has_state: bool) -> tuple[Inputs, Quarantine]:
-    """Replace what is not finite by zero, and note who saw it."""
+def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool) -> tuple[Inputs, Quarantine]:
+    """Replace what is not finite, and note who saw it.
+
+    ``has_state`` says that every query sees an initial state, ``regresses`` that the form fits the keys it sees.
+    """
     q, k, v, mask, bias = inputs
     xp = namespace(q)
-    if bias is not None:
-        seen = bias != -math.inf
-        mask = seen if mask is None else mask & seen
     visible = visible_pairs(mask, is_causal, q, k)
     if visible is None:
         visible = xp.ones((q.shape[-2], k.shape[-2]), dtype=xp.bool, device=device(q))
@@ -65,20 +69,19 @@ def isolate(inputs: Inputs, is_causal: bool, has_state: bool) -> tuple[Inputs, Q
     bad_key = (xp.any(~xp.isfinite(k), axis=-1) | xp.any(~xp.isfinite(v), axis=-1))[..., None, :]
     bad = bad_q | bad_key
     if bias is not None:
-        bad = bad | ~xp.isfinite(bias)
-        bias = _finite(bias)
-    rows = xp.any(visible & bad, axis=-1)
-    if has_state:  # every query sees the state
-        rows = rows | bad_q[..., 0]
+        hides = bias == -math.inf
+        if not regresses:
+            visible = visible & ~hides
+        bad_bias = ~(xp.isfinite(bias) | hides)
+        bad = bad | bad_bias
+        bias = xp.where(bad_bias, xp.zeros_like(bias), bias)
+    rows, sees = xp.any(visible & bad, axis=-1), xp.any(visible, axis=-1)
+    if has_state:
+        rows, sees = rows | bad_q[..., 0], xp.ones_like(sees)
     in_state = bad_key if mask is None or not is_key_mask(mask) else bad_key & mask
     state = xp.any(in_state, axis=(-2, -1))
-    return Inputs(_finite(q), _finite(k), _finite(v), mask, bias), Quarantine(visible, rows, state)
-
-
-def nothing_isolated(inputs: Inputs, is_causal: bool) -> Quarantine:
-    """The quarantine of finite inputs, for a backward pass whose ``dout`` is not finite."""
-    _, quarantine = isolate(inputs, is_causal, has_state=False)
-    return quarantine
+    # One, and not zero, for a feature map may have no finite value at zero.
+    return Inputs(_finite(q, 1), _finite(k, 1), _finite(v, 0), mask, bias), Quarantine(visible, rows, sees, state)
 
 
 def mark_rows(out: Array, quarantine: Quarantine) -> Array:
@@ -94,8 +97,8 @@ def mark_state(state: State, quarantine: Quarantine) -> State:
 def isolate_cotangent(dout: Array, quarantine: Quarantine) -> tuple[Array, Quarantine]:
     """The same for the gradient that comes in: a padded query's may be anything."""
     xp = namespace(dout)
-    bad = xp.any(~xp.isfinite(dout), axis=-1) & xp.any(quarantine.visible, axis=-1)
-    return _finite(dout), quarantine._replace(rows=quarantine.rows | bad)
+    bad = xp.any(~xp.isfinite(dout), axis=-1) & quarantine.sees
+    return _finite(dout, 0), quarantine._replace(rows=quarantine.rows | bad)
 
 
 def mark_grads(grads: Grads, quarantine: Quarantine) -> Grads:
@@ -121,9 +124,9 @@ def inputs_finite(inputs: Inputs, all_finite: Callable[[Array], bool]) -> bool:
     return all(all_finite(x) for x in arrays if x is not None)
 
 
-def _finite(x: Array) -> Array:
+def _finite(x: Array, instead: float) -> Array:
     xp = namespace(x)
-    return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+    return xp.where(xp.isfinite(x), x, xp.full_like(x, instead))
 
 
 def _nan_where(condition: Array, x: Array) -> Array:

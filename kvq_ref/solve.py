@@ -14,6 +14,7 @@ the adjoint of each job is another solve with the same factor.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from kvq_ref.arrays import device, namespace, transpose
@@ -152,7 +153,10 @@ def _masked_grams(k: Array, visible: Array) -> Array:
     xp = namespace(k)
     d = k.shape[-1]
     outer = xp.reshape(k[..., :, None] * k[..., None, :], (*k.shape[:-1], d * d)) if d else k
-    sums = xp.astype(visible, k.dtype) @ outer
+    overflowed = xp.any(~xp.isfinite(outer), axis=-1)  # and must not reach the queries that do not see it
+    sums = xp.astype(visible, k.dtype) @ xp.where(overflowed[..., None], xp.zeros_like(outer), outer)
+    sees = xp.any(visible & overflowed[..., None, :], axis=-1)
+    sums = xp.where(sees[..., None], xp.full_like(sums, math.nan), sums)
     return xp.reshape(sums, (*sums.shape[:-1], d, d))
 
 

@@ -94,6 +94,8 @@ def _qr(k: Array, alpha: Array) -> Factor:
 
 def _svd(k: Array, alpha: Array) -> Factor:
     xp = namespace(k)
+    if k.shape[-1] == 0:
+        return Factor(solve=lambda b: alpha * b, fit=lambda v: alpha * (transpose(k) @ v))  # nothing, of every shape
     with strict_linalg(k):
         u, s, vt = xp.linalg.svd(k, full_matrices=False)
     ut, right, s = transpose(u), transpose(vt), s[..., None]
@@ -171,7 +173,9 @@ def solver_of_gram(gram: Array, alpha: Array, solver: str) -> Solve:
     if solver == "svd" or (solver in ("auto", "cg") and any_zero(alpha)):
         return _eigh_solver(gram, alpha)
     if solver == "cg":
-        return lambda b: _conjugate_gradients(lambda p: gram @ p, alpha, gram.shape[-1], b)
+        return _nan_where_overflowed(
+            gram, lambda finite: lambda b: _conjugate_gradients(lambda p: finite @ p, alpha, gram.shape[-1], b)
+        )
     try:
         return _cholesky_solver(gram, alpha)
     except np.linalg.LinAlgError:
@@ -223,7 +227,7 @@ def _cholesky_factor(h: Array) -> Array:
     failure = np.linalg.LinAlgError("K^T K + alpha I is not positive definite to working precision")
     try:
         if is_numpy(h):
-            return scipy.linalg.cho_factor(h, lower=True)[0] if h.size else h
+            return scipy.linalg.cho_factor(h, lower=True, check_finite=False)[0] if h.size else h
         with strict_linalg(h):
             lower = xp.linalg.cholesky(h)
     except np.linalg.LinAlgError:
@@ -240,7 +244,9 @@ def _cholesky_factor(h: Array) -> Array:
 def _cholesky_solve(lower: Array, b: Array) -> Array:
     if is_numpy(lower):
         factor, b = _same_batch(lower, b)
-        return scipy.linalg.cho_solve((factor, True), b) if b.size and lower.size else np.zeros_like(b)
+        return (
+            scipy.linalg.cho_solve((factor, True), b, check_finite=False) if b.size and lower.size else np.zeros_like(b)
+        )
     xp = namespace(lower)
     return xp.linalg.solve(transpose(lower), xp.linalg.solve(lower, b))
 
@@ -267,6 +273,8 @@ def _eigh_solver(gram: Array, alpha: Array) -> Solve:
 
 def _eigh_solver_of_finite(gram: Array, alpha: Array) -> Solve:
     xp = namespace(gram)
+    if gram.shape[-1] == 0:
+        return lambda b: alpha * b
     with strict_linalg(gram):
         values, vectors = xp.linalg.eigh(gram)
     values = values[..., None]
@@ -289,7 +297,8 @@ def _conjugate_gradients(
     """
     xp = namespace(b)
     noise = (8 * rank * float(xp.finfo(b.dtype).eps)) ** 2
-    x, r, p = xp.zeros_like(b), b, b
+    x = xp.zeros_like(times_gram(b) + alpha * b)  # of the shape that all leading axes broadcast to
+    r = p = b + x
     rr = _squared(r)
     terms = rr if summed_from is None else _squared(summed_from)
     steepest = xp.zeros_like(rr)
@@ -333,14 +342,14 @@ def _through_dual(k: Array, alpha: Array, dual: Solve) -> Solve:
 def _upper(r: Array, b: Array) -> Array:
     """r^-1 b for upper triangular r."""
     if is_numpy(r) and 0 not in b.shape:
-        return scipy.linalg.solve_triangular(*_same_batch(r, b))
+        return scipy.linalg.solve_triangular(*_same_batch(r, b), check_finite=False)
     return namespace(r).linalg.solve(r, b)
 
 
 def _upper_t(r: Array, b: Array) -> Array:
     """r^-T b for upper triangular r."""
     if is_numpy(r) and 0 not in b.shape:
-        return scipy.linalg.solve_triangular(*_same_batch(r, b), trans="T")
+        return scipy.linalg.solve_triangular(*_same_batch(r, b), trans="T", check_finite=False)
     return namespace(r).linalg.solve(transpose(r), b)
 
 
@@ -354,7 +363,8 @@ def _minimum_norm(a: Array, b: Array) -> Array:
     x = np.zeros((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype)
     if x.size and a.size:
         for i in np.ndindex(*a.shape[:-2]):  # SciPy's own loop fails where ranks differ
-            x[i] = scipy.linalg.lstsq(a[i], b[i], cond=rtol)[0]
+            finite = np.isfinite(b[i]).all()
+            x[i] = scipy.linalg.lstsq(a[i], b[i], cond=rtol)[0] if finite else math.nan
     return x
 
 
@@ -372,7 +382,9 @@ def _require_full_rank(pivots: Array) -> None:
     pivots = xp.abs(pivots)
     floor = 8 * pivots.shape[-1] * xp.finfo(pivots.dtype).eps * xp.max(pivots, axis=-1, keepdims=True)
     if bool(xp.any(pivots <= floor)):
-        raise np.linalg.LinAlgError("the keys are rank-deficient and alpha = 0: solver='svd' gives the minimum norm")
+        raise np.linalg.LinAlgError(
+            "K^T K + alpha I is singular to working precision: solver='svd' gives the minimum norm"
+        )
 
 
 def _stack(k: Array, below: Array) -> Array:

@@ -413,7 +413,8 @@ def test_visible_nan_is_reported_where_it_is_seen(form: Form, implementation: st
 
 
 @each_implementation
-def test_minus_infinite_bias_hides(form: Form, implementation: str, rng: np.random.Generator) -> None:
+def test_minus_infinite_bias_takes_all_weight(form: Form, implementation: str, rng: np.random.Generator) -> None:
+    """As brute force has it: no weight, but still in the regression; without one it is the same as a mask."""
     if "bias" not in form.options:
         pytest.skip("takes no bias")
     skip_if_missing(form, implementation)
@@ -423,12 +424,75 @@ def test_minus_infinite_bias_hides(form: Form, implementation: str, rng: np.rand
     bias = rng.standard_normal((6, 6))
     options = alpha_of(form) | {"implementation": implementation}
     dout = rng.standard_normal((6, 4))
-    out, grads = grads_of(form, q, k, v, dout, mask=mask, bias=bias, **options)
-    same, same_grads = grads_of(form, q, k, v, dout, bias=np.where(mask, bias, -math.inf), **options)
-    np.testing.assert_array_equal(out, same)
-    for a, b in zip(grads, same_grads, strict=True):
-        if a is not None:
-            np.testing.assert_array_equal(a, b)
+    hiding = np.where(mask, bias, -math.inf)
+    out, grads = grads_of(form, q, k, v, dout, bias=hiding, **options)
+    assert relative_error(out, ORACLES[form.name](q, k, v, bias=hiding, **alpha_of(form))) < 1e-12
+    assert all(np.isfinite(x).all() for x in grads if x is not None)
+    np.testing.assert_array_equal(grads.bias[~mask], 0.0)
+    if "alpha" not in form.options:
+        same, same_grads = grads_of(form, q, k, v, dout, mask=mask, bias=bias, **options)
+        np.testing.assert_array_equal(out, same)
+        for x, y in zip(grads[:4], same_grads[:4], strict=True):
+            np.testing.assert_array_equal(x, y)
+    for shape in ((6,), (1, 6), (6, 1), (1, 1)):
+        hiding = np.where(rng.random(shape) < 0.5, 0.3, -math.inf)
+        out = grads_of(form, q, k, v, dout, bias=hiding, **options)[0]
+        assert relative_error(out, ORACLES[form.name](q, k, v, bias=hiding, **alpha_of(form))) < 1e-12
+
+
+@pytest.mark.parametrize("big", [1e160, math.nan])
+@pytest.mark.parametrize("general", [False, True], ids=["causal", "general mask"])
+@each_implementation
+def test_overflow_stays_with_those_who_see_it(
+    form: Form, implementation: str, general: bool, big: float, rng: np.random.Generator
+) -> None:
+    """A key so large that k k^T overflows, and a value as large: out and dq of those who do not see them are finite."""
+    skip_if_missing(form, implementation)
+    q, k, v = random_qkv(rng)
+    mask = np.tril(np.ones((6, 6), bool))
+    seen: dict[str, Any] = {"mask": mask} if general else {"is_causal": True}
+    if "bias" in form.options:
+        seen["bias"] = rng.standard_normal((6, 6))
+    options = alpha_of(form) | seen | {"implementation": implementation}
+    dout = rng.standard_normal((6, 4))
+    out, grads = grads_of(form, q, k, v, dout, **options)
+    k[4], v[4] = big, 1e308
+    with np.errstate(all="ignore"):
+        changed, changed_grads = grads_of(form, q, k, v, dout * 1e3, **options)
+    np.testing.assert_array_equal(changed[:4], out[:4])
+    assert relative_error(changed_grads.q[:4] / 1e3, grads.q[:4]) < 1e-12
+
+
+@each_form
+def test_every_solver_in_every_shape(form: Form, rng: np.random.Generator) -> None:
+    """Leading axes that only alpha has, right-hand sides of zero, and no dimensions at all."""
+    if "solver" not in form.options:
+        pytest.skip("solves nothing")
+    alpha = np.array([0.1, 0.2])
+    for solver in ("auto", "cholesky", "qr", "svd", "lstsq", "cg"):
+        for d in (0, 3):
+            for is_causal in (False, True):
+                q, k, v = random_qkv(rng, d=d)
+                out, pullback = kvq.vjp(public(form), 0 * q, k, 0 * v, alpha=alpha, solver=solver, is_causal=is_causal)
+                assert out.shape == (2, 6, 4)
+                grads = pullback(np.ones_like(out))
+                assert (grads.q.shape, grads.k.shape, grads.alpha.shape) == (q.shape, k.shape, alpha.shape)
+        if solver not in ("cholesky", "qr"):
+            q, k, v = random_qkv(rng, d=0)
+            out = public(form)(q, k, v, alpha=0.0, solver=solver)
+            assert relative_error(out, ORACLES[form.name](q, k, v, alpha=0.0)) < 1e-12
+
+
+def test_feature_map_without_a_value_at_zero(rng: np.random.Generator) -> None:
+    """log is -inf at zero: what stands in for a hidden NaN must not be zero."""
+    q, k, v = (np.abs(x) + 0.5 for x in random_qkv(rng))
+    k[4:] = math.nan
+    for options in ({"mask": np.arange(6)[None] < 4}, {"mask": np.ones((6, 1), bool) & (np.arange(6) < 4)}):
+        log = (np.log, lambda x: 1 / x)
+        out, pullback = kvq.vjp(kvq.linear_attention, q, k, v, feature_map=log, **options)
+        grads = pullback(rng.standard_normal(out.shape))
+        assert all(np.isfinite(x).all() for x in (out, *grads[:3]))
+        np.testing.assert_array_equal(grads.k[4:], 0.0)
 
 
 @pytest.mark.parametrize("change", ["finite", "nan", "inf", "huge"])

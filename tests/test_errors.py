@@ -620,3 +620,69 @@ def test_empty_environment_variable_is_none_at_all(monkeypatch: pytest.MonkeyPat
     """An empty KVQ_REF_BACKEND is as good as none."""
     monkeypatch.setenv("KVQ_REF_BACKEND", "")
     assert isinstance(kvq.masks.causal(2, 2), np.ndarray)
+
+
+# ---- What a user's function returns, and numbers at the edge -------------------------
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda x: x[None],
+        lambda x: x[..., :1, :],
+        lambda x: x.astype("float32"),
+        lambda x: x + 0j,
+        lambda x: x.tolist(),
+        lambda x: None,
+        lambda x: 3.0,
+    ],
+    ids=["axis more", "row less", "dtype", "complex", "list", "None", "number"],
+)
+def test_feature_map_that_returns_something_else(phi: Callable[[np.ndarray], Any], rng: np.random.Generator) -> None:
+    """phi(x) must be an array like x, but for its last axis; and the gradient must be like x."""
+    q, k, v = rng.standard_normal((3, 5, 3))
+    with pytest.raises(
+        ValueError, match=r"feature_map: expected phi\(x\) to be a float64 numpy array of shape \(5, m\)"
+    ):
+        kvq.linear_attention(q, k, v, feature_map=phi)
+    _, pullback = kvq.vjp(kvq.linear_attention, q, k, v, feature_map=kvq.FeatureMap(lambda x: x, lambda x, d: phi(d)))
+    with pytest.raises(ValueError, match=r"feature_map: expected its gradient to be"):
+        pullback(v)
+
+
+def test_numbers_at_the_edge(rng: np.random.Generator) -> None:
+    """A number too large for the dtype is named; NumPy's scalars are numbers of any dtype."""
+    q, k, v = rng.standard_normal((3, 5, 3)).astype("float32")
+    for number in (10**400, 1e300):
+        with pytest.raises(ValueError, match="scale: expected a number that float32 can hold"):
+            kvq.softmax_attention(q, k, v, scale=number)
+        with pytest.raises(ValueError, match="alpha: expected a number that float32 can hold"):
+            kvq.intention(q, k, v, alpha=number)
+    plain = kvq.sigma_intention(q, k, v, alpha=2.0, scale=0.5)
+    for alpha, scale in ((np.float64(2), np.float32(0.5)), (np.int64(2), np.float16(0.5)), (2, np.float64(0.5))):
+        np.testing.assert_array_equal(kvq.sigma_intention(q, k, v, alpha=alpha, scale=scale), plain)
+
+
+def test_states_that_do_not_fit_the_call(rng: np.random.Generator) -> None:
+    """A state's leading axes against the mask's and alpha's; its two arrays against each other."""
+    q, k, v = rng.standard_normal((3, 5, 3))
+    state = kvq.LinearState(kv=np.zeros((3, 3, 3)), k_sum=np.zeros((3, 3, 1)))
+    with pytest.raises(ValueError, match=r"initial_state.kv: expected leading axes"):
+        kvq.linear_attention(q, k, v, initial_state=state, mask=np.ones((5, 1, 5), bool))
+    fitted = kvq.IntentionState(gram=np.zeros((3, 3, 3)), kv=np.zeros((3, 3, 3)))
+    with pytest.raises(ValueError, match=r"initial_state.gram: expected leading axes"):
+        kvq.intention(q, k, v, initial_state=fitted, alpha=np.ones(5))
+    uneven = kvq.LinearState(kv=np.zeros((4, 3)), k_sum=np.zeros((3, 1)))
+    with pytest.raises(ValueError, match=r"initial_state.k_sum: expected as many rows"):
+        kvq.linear_attention(q, k, v, initial_state=uneven, feature_map=lambda x: x)
+
+
+def test_nan_gradient_reaches_a_state(rng: np.random.Generator) -> None:
+    """A query that sees nothing but the state is a query all the same."""
+    q, k, v = rng.standard_normal((3, 5, 3))
+    _, state = kvq.linear_attention(q, k, v, output_final_state=True)
+    out, pullback = kvq.vjp(kvq.linear_attention, q, k, v, mask=np.zeros(5, bool), initial_state=state)
+    grads = pullback(np.full_like(out, np.nan))
+    assert np.isnan(grads.q).all()
+    assert np.isnan(grads.initial_state.kv).all()
+    np.testing.assert_array_equal(grads.k, 0.0)

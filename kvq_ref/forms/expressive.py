@@ -85,6 +85,8 @@ def backward(dout: Array, saved: Saved) -> Grads:
     # w = exp(b) f(z): p itself is the derivative by b, slope that by z
     dbias = p * excess
     dz = slope * excess
+    zero = xp.zeros_like(dz)  # without weight, without gradient: also where a hidden v made dp overflow
+    dbias, dz = xp.where(p > 0, dbias, zero), xp.where(slope != 0, dz, zero)
     # z = scale q k^T
     dq = scale * (dz @ k)
     dk = scale * (transpose(dz) @ q)

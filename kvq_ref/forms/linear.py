@@ -124,7 +124,7 @@ def backward(dout: Array, saved: Saved, dstate: LinearState | None = None) -> Gr
             dv1 = dv1 + phi_k @ _join(dstate)
 
     if is_key_mask(mask):
-        (dphi_k,) = hide_keys(mask, dphi_k)
+        dphi_k, dv1 = hide_keys(mask, dphi_k, dv1)
     dq = feature_map.vjp(q, scale * dphi_q)
     dk = feature_map.vjp(k, dphi_k)
     return Grads(q=dq, k=dk, v=dv1[..., :-1], initial_state=_split(ds))

@@ -60,6 +60,7 @@ def backward(dout: Array, saved: Saved) -> Grads:
     # p = w / sum w: what a row gains in one place it loses in the others.
     # sum_j p_ij dp_ij is dout_i . out_i, so no second (Tq, Tk) sum is needed.
     dz = p * (dp - xp.sum(dout * out, axis=-1, keepdims=True))
+    dz = xp.where(p > 0, dz, xp.zeros_like(dz))  # also where a hidden v made dp overflow
     # z = scale q k^T + b
     dq = scale * (dz @ k)
     dk = scale * (transpose(dz) @ q)
