@@ -106,13 +106,24 @@ def preconditioned_forward(
     """The same on q*, as in forms/sigma_intention.py and forms/expressive_intention.py."""
     scale = 1.0 if scale is None else scale
     q_star, fit = solve.precondition(q, k, alpha, mask=mask, is_causal=is_causal, solver=solver)
+    # The kernels take what is finite: a query whose keys overflowed K^T K is set aside, and NaN put in its place.
+    lost = None if all_finite(q_star) else ~np.isfinite(q_star).all(axis=-1, keepdims=True)
+    q_star = q_star if lost is None else np.where(lost, 0, q_star)
     out, attend = forward(score, q_star, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
-    return out, (fit, attend)
+    return out if lost is None else np.where(lost, np.nan, out), (fit, attend, lost)
 
 
 def preconditioned_backward(dout: Array, saved: Saved) -> Grads:
-    fit, attend = saved
-    through = backward(dout, attend)
+    fit, attend, lost = saved
+    through = backward(dout if lost is None else np.where(lost, 0, dout), attend)
+    if lost is not None:
+        everywhere = lost.any(axis=-2, keepdims=True)
+        through = Grads(
+            q=np.where(lost, np.nan, through.q),
+            k=np.where(everywhere, np.nan, through.k),
+            v=np.where(everywhere, np.nan, through.v),
+            bias=None if through.bias is None else np.where(lost, np.nan, through.bias),
+        )
     dq, dk, dalpha, _ = solve.precondition_backward(through.q, fit)
     return Grads(q=dq, k=through.k + dk, v=through.v, bias=through.bias, alpha=dalpha)
 
