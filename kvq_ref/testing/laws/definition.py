@@ -1,0 +1,141 @@
+"""The first laws: it can be called, it computes the form, and its gradient is the form's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from hypothesis import assume
+
+import kvq_ref
+from kvq_ref.testing.calls import F64, SIMPLE, Call
+from kvq_ref.testing.laws.law import Comparison, law
+from kvq_ref.testing.oracles import ORACLES
+from kvq_ref.testing.target import MisbehavedError, Target
+
+PHI = {"elu+1": lambda x: x + 1 if x > 0 else float(np.exp(x)), "relu": lambda x: max(x, 0.0)}
+
+
+def oracle(form: str, call: Call) -> F64:
+    """The output by loops over the definition, in float64."""
+    options = dict(call.options)
+    if "feature_map" in options:
+        options["phi"] = PHI[options.pop("feature_map")]
+    return ORACLES[form](call.q, call.k, call.v, **options)
+
+
+def reference_gradients(form: str, call: Call, dout: F64) -> dict[str, F64]:
+    """The gradients of the readable form, in float64."""
+    options: dict[str, Any] = {**call.options, "implementation": "reference"}
+    _, pullback = kvq_ref.vjp(getattr(kvq_ref, form), call.q, call.k, call.v, **options)
+    return {name: np.asarray(g) for name, g in pullback(dout)._asdict().items() if g is not None}
+
+
+@law(
+    r"f:\ (Q, K, V) \mapsto O \in \mathbb{R}^{\ldots \times T_q \times d_v}",
+    tolerance="exact",
+    hint="the target changes its inputs, or hands back a view of one of them: whoever writes to one changes the other",
+)
+def conduct(target: Target, call: Call) -> Iterator[Comparison]:
+    """A call returns a new array of shape (..., Tq, dv) in the dtype of its arguments, which stay as they were."""
+    out, given = target.ask(call)
+    target(call)
+    fresh = target.arrays(call)
+    for name, x in given.items():
+        before, after = target.framework.read(fresh[name]), target.framework.read(x)
+        yield Comparison(f"{name} after the call, against {name} before", after, before)
+        if target.framework.shares(out, x):
+            raise MisbehavedError("view", f"returned an output that shares memory with {name}")
+
+
+@law(r"O = \text{definition}(Q, K, V)")
+def definition(target: Target, call: Call) -> Iterator[Comparison]:
+    """The output is that of the form's definition, evaluated in loops and in float64."""
+    bound = target.rounding(call)
+    yield Comparison("output", target(call), oracle(target.form, call), bound.unit["out"], bound.limit["out"])
+
+
+@law(
+    r"\langle \bar O, O \rangle' = \langle \bar Q, \dot Q \rangle + \langle \bar K, \dot K \rangle"
+    r" + \langle \bar V, \dot V \rangle",
+    needs={"gradient"},
+    hint="a term of the gradient is missing, or has a wrong sign or factor",
+)
+def gradient_is_the_derivative(target: Target, call: Call) -> Iterator[Comparison]:
+    """Along a random direction, and under a random gradient from above, the gradients give the definition's derivative.
+
+    The derivative is a difference of order six of the loops, in float64: its error
+    is about 1e-11 of the sizes involved. It asks for a smooth function: so feature
+    maps stay clear of their corner at 0, and a query of an expressive form of the
+    point where it is orthogonal to all its keys.
+    """
+    if call.get("feature_map"):
+        call = target.representable(
+            call.but(q=call.q + np.copysign(0.0625, call.q), k=call.k + np.copysign(0.0625, call.k))
+        )
+    if target.form.startswith("expressive"):
+        scores = _scores(target.form, call)
+        assume(bool((np.max(np.abs(scores), axis=-1, initial=0.0, where=call.visible()) > 0.02).all()))
+    rng = call.rng()
+    dout = target.representable(Call(call.dout(), call.k, call.v)).q
+    directions = {name: rng.choice(SIMPLE, np.shape(x)) for name, x in call.arrays.items()}
+    grads = target.gradients(call, dout)
+    unit = target.rounding(call, dout)
+    directions = {name: x for name, x in directions.items() if name in grads}
+
+    def moved(t: float) -> float:
+        changes = {name: call.arrays[name] + t * x for name, x in directions.items()}
+        return float(np.sum(dout * oracle(target.form, call.but(**changes))))
+
+    h = 1e-4
+    near, mid, far = (moved(n * h) - moved(-n * h) for n in (1, 2, 3))
+    derivative = (45 * near - 9 * mid + far) / (60 * h)
+    got = sum(float(np.sum(grads[name] * x)) for name, x in directions.items())
+    allowed = sum(float(np.sum(unit.unit[name] * np.abs(x))) for name, x in directions.items())
+    size = 1 + float(np.sum(np.abs(dout)) * np.max(np.abs(oracle(target.form, call)), initial=0.0))
+    noise = 1e-9 * size / max(unit.limit.values())
+    yield Comparison(
+        "derivative along a direction", np.array(got), np.array(derivative), allowed + noise, unit.limit["q"]
+    )
+
+
+@law(r"\bar Q, \bar K, \bar V = \nabla \langle \bar O, O(Q, K, V) \rangle", needs={"gradient"})
+def gradients(target: Target, call: Call) -> Iterator[Comparison]:
+    """Entry by entry, under a random gradient from above, the gradients are the readable form's in float64."""
+    dout = target.representable(Call(call.dout(), call.k, call.v)).q
+    expected = reference_gradients(target.form, call, dout)
+    bound = target.rounding(call, dout)
+    for name, got in target.gradients(call, dout).items():
+        yield Comparison(f"gradient of {name}", got, expected[name], bound.unit[name], bound.limit[name])
+
+
+@law(r"f(x), f(y), f(x):\quad \text{first} = \text{third}", hint="something is kept from one call to the next")
+def a_call_remembers_nothing(target: Target, call: Call) -> Iterator[Comparison]:
+    """The same call gives the same output and gradients, whatever was called in between."""
+    other = call.but(q=2 * call.q[..., ::-1, :], k=-call.k, v=call.v + 1)
+    other = target.representable(other)
+    dout = target.representable(Call(call.dout(), call.k, call.v)).q
+    bound = target.rounding(call, dout)
+    first = target(call)
+    target(other)
+    yield Comparison("output of a repeated call", target(call), first, bound.unit["out"], bound.limit["out"])
+    if target.has_gradient:
+        before = target.gradients(call, dout)
+        target.gradients(other, dout)
+        for name, again in target.gradients(call, dout).items():
+            unit, limit = bound.unit[name], bound.limit[name]
+            yield Comparison(f"gradient of {name} of a repeated call", again, before[name], unit, limit)
+
+
+def _scores(form: str, call: Call) -> F64:
+    """The scores z of a form that is a weighted mean, hidden pairs included."""
+    scale = call.get("scale") or (call.q.shape[-1] ** -0.5 if form == "softmax_attention" else 1.0)
+    query = call.q
+    if "alpha" in call.options:
+        gram = np.einsum("...ij,...jd,...je->...ide", call.visible().astype(float), call.k, call.k)
+        query = np.linalg.solve(gram + call.options["alpha"] * np.eye(gram.shape[-1]), call.q[..., None])[..., 0]
+    return np.asarray(scale * query @ np.swapaxes(call.k, -1, -2))
+
+
+DEFINITION = (conduct, definition, gradients, gradient_is_the_derivative, a_call_remembers_nothing)

@@ -1,0 +1,237 @@
+r"""How far two correct evaluations of a call may be apart.
+
+A tolerance is not chosen here but computed from the dtype, the lengths, the
+scores and the condition number at hand, by first-order error analysis
+(N. Higham, *Accuracy and Stability of Numerical Algorithms*, ch. 3 and 4).
+
+**Unit.** One rounding of everything on the way: of the inputs, the scores,
+the weights, the sum. It is about the best that any computation in the dtype can
+do, and errors are reported as multiples of it. With u the unit roundoff,
+z the scores and w the weights of N = sum w,
+
+    e_ij   = |w'(z_ij)| u (cond_i |q_i| |k_j| |scale| + |b_ij| + 1)    error of a weight
+    unit   = (sum_j e_ij |v_j| + |out_i| sum_j e_ij + u sum_j w_ij |v_j|) / N
+
+where cond_i = (lambda_max(G_i) + alpha) / (lambda_min(G_i) + alpha) for least squares, 1 for
+the other forms. Gradients: the same, line by line through the backward pass.
+
+**Limit.** A sum of n products has n roundings, so the longest way through a call
+has 2 Tk + 4 d + 8 (the last for exp, quotients and products), and a comparison
+has two sides. In float16 and bfloat16 the arithmetic is float32's: the unit is
+one rounding of the weights, or of the result, to the dtype, on top of float32's
+whole allowance; there are two such in an output (weights, result), four in
+a gradient (weights, output, their gradient, result).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvq_ref.dispatch import FORMS
+from kvq_ref.testing.calls import F64, Call
+
+ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALLEST = {"float64": 0.0, "float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Of one evaluation of a call.
+
+    Attributes
+    ----------
+    unit : mapping of str to array
+        By name, of "out" and of the gradients "q", "k", "v", "bias", "alpha".
+    limit : mapping of str to float
+        How many units the difference of two evaluations may have.
+    """
+
+    unit: Mapping[str, F64]
+    limit: Mapping[str, float]
+
+    def allowed(self, name: str = "out") -> F64:
+        return self.limit[name] * self.unit[name]
+
+
+def rounding(form: str, call: Call, dtype: str = "float64", dout: F64 | None = None) -> Rounding:
+    """The unit and the limit of a call.
+
+    Parameters
+    ----------
+    form : str
+        A name in ``kvq_ref.dispatch.FORMS``.
+    call : Call
+        The call.
+    dtype : {"float64", "float32", "float16", "bfloat16"}
+        Of the arrays.
+    dout : array, optional
+        The gradient from above; without it there are no units for gradients.
+
+    Returns
+    -------
+    Rounding
+
+    Examples
+    --------
+    >>> call = Call(np.ones((1, 1)), np.ones((2, 1)), np.array([[1.0], [3.0]]))
+    >>> bound = rounding("softmax_attention", call, "float32")
+    >>> bool(bound.unit["out"] < 1e-6), bound.limit["out"]
+    (True, 32.0)
+    """
+    _, Tk, d, _ = call.sizes
+    compute = "float32" if dtype in HALF else dtype
+    units, sizes = _units(form, call, ROUNDOFF[compute], dout)
+    limit = 2.0 * (2 * Tk + 4 * d + 8)
+    if dtype not in HALF:
+        return Rounding(units, dict.fromkeys(units, limit))
+    # An underflow to zero loses the smallest number there is, not a part of the number.
+    once = {name: ROUNDOFF[dtype] * sizes[name] + SMALLEST[dtype] for name in units}
+    stages = {name: 2.0 * (2 if name == "out" else 4) for name in units}
+    return Rounding({name: once[name] + units[name] * limit / stages[name] for name in units}, stages)
+
+
+def _units(form: str, call: Call, u: float, dout: F64 | None) -> tuple[dict[str, F64], dict[str, F64]]:
+    """The units in a dtype of roundoff u, and the size of what is summed, of the output and the gradients."""
+    _, _, d, _ = call.sizes
+    is_softmax = form in ("softmax_attention", "sigma_intention")
+    is_normalized = "bias" in FORMS[form].options or bool(call.get("normalize"))
+    visible = call.visible()
+    scale = call.get("scale")
+    scale = d**-0.5 if scale is None and form == "softmax_attention" else 1.0 if scale is None else scale
+    q, k, v = call.q, call.k, np.abs(call.v)
+    if call.get("feature_map") == "elu+1":
+        q, k = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (q, k))
+    elif call.get("feature_map") == "relu":
+        q, k = np.maximum(q, 0), np.maximum(k, 0)
+    k_length = np.linalg.norm(k, axis=-1)
+
+    # y: the query that meets the keys; its length, and the largest part of it that can be rounding.
+    solve = _Solve.of(call, visible) if "alpha" in FORMS[form].options else None
+    y = q if solve is None else solve.y
+    y_length = np.linalg.norm(y, axis=-1) if solve is None else solve.length
+    cond = np.ones(y_length.shape) if solve is None else solve.cond
+
+    # The weights, their slope in z, and their errors.
+    z = scale * y @ _t(k)
+    z_size = abs(scale) * y_length[..., :, None] * k_length[..., None, :]
+    bias = np.zeros(z.shape) + call.options.get("bias", 0.0)
+    finite = visible & np.isfinite(bias)
+    bias = np.where(finite, bias, 0.0)
+    dz = u * (cond[..., None] * z_size + np.abs(bias) + 1) if is_normalized else u * cond[..., None] * z_size
+    if form in ("linear_attention", "intention"):
+        w, slope, curve = np.abs(z), np.ones(z.shape), np.zeros(z.shape)
+    elif is_softmax:
+        w = np.exp(z + bias - np.max(np.where(finite, z + bias, -np.inf), axis=-1, initial=-1e300, keepdims=True))
+        slope = curve = w
+    else:
+        # The largest bias of a row cancels.
+        shift = np.max(np.where(finite, bias, -np.inf), axis=-1, initial=-1e300, keepdims=True)
+        factor = np.exp(np.where(finite, bias - shift, 0.0))
+        w = factor * z**2 / (1 + z**2)
+        slope, curve = factor * 2 * np.abs(z) / (1 + z**2) ** 2, 2 * factor
+    w, slope, curve, dz, z_size = (np.where(finite, x, 0.0) for x in (w, slope, curve, dz, z_size))
+    e = slope * dz + curve * dz**2 + u * w
+    e_slope = curve * dz + u * slope
+    total = np.sum(w, axis=-1, keepdims=True) if is_normalized else np.ones((*z.shape[:-1], 1))
+    per_row = 1 / np.where(total != 0, np.abs(total), 1.0)
+    magnitude = w if is_normalized else z_size  # of what is summed
+    p, e, slope, e_slope = magnitude * per_row, e * per_row, slope * per_row, e_slope * per_row
+    lost = np.sum(e, axis=-1, keepdims=True) if is_normalized else 0.0 * total  # relative, of the row's sum
+
+    out = p @ v
+    units = {"out": e @ v + out * lost + u * out}
+    sizes = {"out": out}
+    if dout is None:
+        return units, sizes
+
+    # Backward: out = p v
+    d_abs = np.abs(dout)
+    e_p = e + p * lost + u * p
+    units["v"], sizes["v"] = _t(e_p) @ d_abs, _t(p) @ d_abs
+    # dz = slope (dout . v - dout . out)
+    from_out = np.sum(d_abs * out, axis=-1, keepdims=True) if is_normalized else 0.0 * total
+    from_e = np.sum(d_abs * units["out"], axis=-1, keepdims=True) if is_normalized else 0.0 * total
+    excess = np.where(finite, d_abs @ _t(v) + from_out, 0.0)
+    e_dz = (e_slope + slope * lost + u * slope) * excess + slope * from_e
+    dz_size = slope * excess
+    if "bias" in call.options:
+        units["bias"], sizes["bias"] = e_p * excess + p * from_e, p * excess
+    # dy = scale dz k, dk = scale dz^T y
+    e_dz, dz_size = abs(scale) * e_dz, abs(scale) * dz_size
+    e_y = np.broadcast_to((u * cond * y_length)[..., None], y.shape)
+    y_size = np.broadcast_to(y_length[..., None], y.shape) if solve is not None else np.abs(y)
+    e_dy = (e_dz + u * dz_size) @ np.abs(k)
+    units["q"], sizes["q"] = e_dy, dz_size @ np.abs(k)
+    units["k"] = _t(e_dz + u * dz_size) @ y_size + _t(dz_size) @ (e_y if solve is not None else 0 * e_y)
+    sizes["k"] = _t(dz_size) @ y_size
+    if solve is None:
+        return units, sizes
+
+    # Through y = H^-1 q: x = H^-1 dy, dq = x, dk -= x (y.k) + y (x.k), dalpha = -sum x.y
+    dy, e_dy_length = (np.linalg.norm(a, axis=-1) for a in (sizes["q"], units["q"]))
+    x = dy * solve.inverse
+    e_x = (e_dy_length + u * cond * dy) * solve.inverse
+    e_xy = e_x * y_length + x * u * (cond + 1) * y_length
+    units["q"], sizes["q"] = (np.broadcast_to(a[..., None], q.shape) for a in (e_x, x))
+    seen = visible.astype(float)
+    to_k = 2 * k_length[..., None]
+    units["k"] = units["k"] + to_k * (_t(seen) @ e_xy[..., None])
+    sizes["k"] = sizes["k"] + to_k * (_t(seen) @ (x * y_length)[..., None])
+    alpha = np.asarray(call.options["alpha"])
+    units["alpha"], sizes["alpha"] = (
+        np.sum(a, axis=tuple(range(alpha.ndim, a.ndim))) for a in (e_xy * d, x * y_length * d)
+    )
+    return units, sizes
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """y_i = (G_i + alpha I)^-1 q_i, a bound on its length however it is bracketed, and the condition of the system."""
+
+    y: F64
+    length: F64
+    cond: F64
+    inverse: F64
+
+    @classmethod
+    def of(cls, call: Call, visible: np.ndarray) -> _Solve:
+        gram = np.einsum("...ij,...jd,...je->...ide", visible.astype(float), call.k, call.k)
+        values, vectors = np.linalg.eigh(gram)
+        alpha = np.broadcast_to(np.asarray(call.options["alpha"], float), call.q.shape[:-2])[..., None]
+        largest = np.maximum(values[..., -1], 0.0)
+        # Zero up to rounding is zero: the pseudo-inverse leaves such directions out.
+        values = np.where(values > 1e-12 * largest[..., None], values, 0.0)
+        shifted = values + alpha[..., None]
+        inverse = np.where(shifted > 0, 1 / np.where(shifted > 0, shifted, 1.0), 0.0)
+        coefficients = np.einsum("...de,...d->...e", vectors, call.q)
+        y = np.einsum("...de,...e->...d", vectors, inverse * coefficients)
+        bound = np.max(inverse, axis=-1)
+        return cls(
+            y=y,
+            # (q H^-1) K^T V and q (H^-1 K^T V) round differently; the second at the length of all of H^-1.
+            length=bound * np.linalg.norm(call.q, axis=-1),
+            cond=np.maximum((largest + alpha) * bound, 1.0),
+            inverse=bound,
+        )
+
+
+def _t(x: F64) -> F64:
+    return np.swapaxes(x, -1, -2)
+
+
+def representable(x: F64, dtype: str) -> F64:
+    """The nearest numbers that the dtype holds, as float64.
+
+    >>> representable(np.array([1.0, 1.001]), "bfloat16").tolist()
+    [1.0, 1.0]
+    """
+    if dtype != "bfloat16":
+        return np.asarray(x).astype(dtype).astype(np.float64)
+    bits = np.asarray(x).astype(np.float32).view(np.uint32)
+    to_even = ((bits >> 16) & 1) + np.uint32(0x7FFF)
+    rounded = ((bits + to_even) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x).astype(np.float64)

@@ -1,0 +1,171 @@
+"""Hold a target to one law: draw calls, and shrink the first that breaks it."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from kvq_ref.testing.calls import Call
+from kvq_ref.testing.laws.law import Comparison, Law
+from kvq_ref.testing.target import Hung, MisbehavedError, Target
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The simplest call found that breaks a law, and how.
+
+    Attributes
+    ----------
+    call : Call
+        The arrays and options.
+    more : mapping
+        What the law draws besides.
+    broken : Comparison or None
+        The two sides that differ; None if the target misbehaved instead.
+    misbehaviour : str
+        What it did, in words, and the ``kind`` of it in one.
+    """
+
+    call: Call
+    more: Mapping[str, Any]
+    broken: Comparison | None = None
+    misbehaviour: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one law.
+
+    Attributes
+    ----------
+    law : Law
+    status : {"holds", "broken", "not checked"}
+    why : str
+        Why it was not checked.
+    examples : int
+        Calls that were tried.
+    units, limit : float
+        The largest error, in units of the best achievable, and how many are allowed; of the
+        comparison that came nearest to its limit.
+    seconds : float
+    counterexample : Counterexample or None
+    """
+
+    law: Law
+    status: Literal["holds", "broken", "not checked"]
+    why: str = ""
+    examples: int = 0
+    units: float = 0.0
+    limit: float = math.inf
+    seconds: float = 0.0
+    counterexample: Counterexample | None = field(default=None, repr=False)
+
+
+class _BrokenError(Exception):
+    def __init__(self, counterexample: Counterexample) -> None:
+        super().__init__()
+        self.counterexample = counterexample
+
+
+def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> Verdict:
+    """Check a law on random calls.
+
+    Parameters
+    ----------
+    law : Law
+        What is claimed.
+    target : Target
+        Of whom.
+    examples : int
+        How many calls to draw.
+    seed : int
+        The same seed draws the same calls.
+
+    Returns
+    -------
+    Verdict
+        It never raises for what the target does.
+    """
+    why = law.why_not(target)
+    if why is not None:
+        return Verdict(law, "not checked", why)
+    start = time.perf_counter()
+    nearest = (0.0, math.inf)
+    tried = 0
+    latest: Counterexample | None = None
+
+    def check(call: Call, more: Mapping[str, Any]) -> None:
+        nonlocal nearest, tried, latest
+        tried += 1
+        failure = None
+        latest = Counterexample(call, more)
+        try:
+            for comparison in law.check(target, call, **more):
+                units, limit = comparison.units, comparison.limit
+                if comparison.holds:
+                    if units / limit > nearest[0] / nearest[1]:
+                        nearest = (units, limit)
+                elif failure is None:
+                    failure = Counterexample(call, more, broken=comparison)
+        except MisbehavedError as error:
+            failure = Counterexample(call, more, misbehaviour=str(error), kind=error.kind)
+        if failure is not None:
+            raise _BrokenError(failure)
+
+    @hypothesis.seed(zlib.crc32(f"{seed} {law.name}".encode()))
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(call=target.calls(**law.draw), **law.more)
+    def property_holds(call: Call, **more: Any) -> None:
+        check(call, more)
+
+    def verdict(found: Counterexample | None) -> Verdict:
+        units, limit = nearest
+        if found is not None and found.broken is not None:
+            units, limit = found.broken.units, found.broken.limit
+        status: Literal["holds", "broken"] = "holds" if found is None else "broken"
+        return Verdict(law, status, "", tried, units, limit, time.perf_counter() - start, found)
+
+    try:
+        property_holds()
+    except _BrokenError as error:
+        return verdict(error.counterexample)
+    except Hung as error:
+        assert latest is not None
+        return verdict(Counterexample(latest.call, latest.more, misbehaviour=str(error), kind="hung"))
+    except hypothesis.errors.Flaky as error:
+        # It broke the law, and held to it when asked again.
+        found = _first_broken(error)
+        if found is None:
+            raise
+        text = "the same call broke the law once and kept it another time: the target is not deterministic"
+        return verdict(Counterexample(found.call, found.more, found.broken, text, "flaky"))
+    except hypothesis.errors.Unsatisfiable:
+        return Verdict(law, "not checked", "no call of the kind that it is about can be given to the target")
+    return verdict(None)
+
+
+def _first_broken(error: BaseException) -> Counterexample | None:
+    for inner in getattr(error, "exceptions", ()):
+        if isinstance(inner, _BrokenError):
+            return inner.counterexample
+        found = _first_broken(inner)
+        if found is not None:
+            return found
+    return None
