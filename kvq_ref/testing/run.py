@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from kvq_ref.testing.calls import Call
 from kvq_ref.testing.laws.law import Comparison, Law
-from kvq_ref.testing.target import Hung, MisbehavedError, Target
+from kvq_ref.testing.target import HungError, MisbehavedError, Target
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> V
         property_holds()
     except _BrokenError as error:
         return verdict(error.counterexample)
-    except Hung as error:
+    except HungError as error:
         assert latest is not None
         return verdict(Counterexample(latest.call, latest.more, misbehaviour=str(error), kind="hung"))
     except hypothesis.errors.Flaky as error:

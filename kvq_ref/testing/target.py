@@ -47,7 +47,7 @@ class MisbehavedError(Exception):
         self.kind = kind
 
 
-class Hung(BaseException):
+class HungError(BaseException):
     """The target did not return in time. No law can go on, so nothing may catch it as an ordinary error."""
 
 
@@ -173,7 +173,7 @@ class Target:
         ------
         MisbehavedError
             The target raised, or what it returned is not an array of the right kind, shape and dtype.
-        Hung
+        HungError
             It did not return within the limit.
         """
         out, _ = self.ask(call)
@@ -193,7 +193,7 @@ class Target:
 
         Raises
         ------
-        MisbehavedError, Hung
+        MisbehavedError, HungError
             As for a call; also if no gradient comes back.
         """
         arrays, options = self._arguments(call)
@@ -258,7 +258,7 @@ class Target:
 
         Raises
         ------
-        MisbehavedError, Hung
+        MisbehavedError, HungError
             It cannot be called at all.
         """
         rng = np.random.default_rng(0)
@@ -363,7 +363,7 @@ class _Worker:
         self._job = (contextvars.copy_context(), function)
         self._given.release()
         if not self._done.acquire(timeout=limit):
-            raise Hung(f"did not return within {limit:g} s")
+            raise HungError(f"did not return within {limit:g} s")
         result, error = self._result
         if error is None:
             return result
