@@ -92,6 +92,14 @@ class Report:
     seconds : float
     unusable : str
         Why it could not be verified at all; empty if it could.
+
+    Examples
+    --------
+    >>> import kvq_ref as kvq
+    >>> from kvq_ref.testing import verify
+    >>> report = verify(kvq.softmax_attention, "softmax", examples=5, laws=["definition"])
+    >>> report.status, [x.law for x in report.checked]
+    (0, ['definition'])
     """
 
     target: str

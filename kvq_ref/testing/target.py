@@ -87,6 +87,12 @@ class Target:
     ------
     ValueError
         An unknown form, framework, layout or dtype; a framework that is not installed.
+
+    Examples
+    --------
+    >>> def attention(queries, keys, values, attn_mask=None, causal=False): ...
+    >>> sorted(Target(attention, "softmax").names.items())
+    [('is_causal', 'causal'), ('mask', 'attn_mask')]
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from kvq_ref.lab.files import to_json, write_atomically
 from kvq_ref.tour.findings import Findings, Options, TourError, as_dict
 from kvq_ref.tour.steps import steps
 
-EXTRAS = ("matplotlib", "sklearn", "tqdm")
+EXTRAS = ("matplotlib", "sklearn")
 _BAR = "{desc:<12} {percentage:3.0f}% |{bar}| {elapsed}"
 
 
