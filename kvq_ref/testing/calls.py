@@ -91,10 +91,14 @@ class Call:
 
 
 def simple_array(draw: st.DrawFn, shape: Sequence[int], label: str) -> F64:
-    """An array of simple numbers, out of a single draw."""
-    n = int(np.prod(shape))
+    """An array of simple numbers, out of a single draw.
+
+    It is the corner of a larger one, so that an entry keeps its place, and its value, while sizes shrink.
+    """
+    full = (*(max(n, 2) for n in shape[:-2]), max(shape[-2], 8), max(shape[-1], 8))
+    n = int(np.prod(full))
     data = draw(st.binary(min_size=n, max_size=n), label=label)
-    return SIMPLE[np.frombuffer(data, np.uint8)].reshape(shape)
+    return SIMPLE[np.frombuffer(data, np.uint8)].reshape(full)[tuple(slice(n) for n in shape)].copy()
 
 
 @st.composite

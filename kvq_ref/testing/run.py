@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from kvq_ref.testing.calls import Call
 from kvq_ref.testing.laws.law import Comparison, Law
+from kvq_ref.testing.simplify import simplify
 from kvq_ref.testing.target import HungError, MisbehavedError, Target
 
 
@@ -102,10 +103,9 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> V
     tried = 0
     latest: Counterexample | None = None
 
-    def check(call: Call, more: Mapping[str, Any]) -> None:
-        nonlocal nearest, tried, latest
-        tried += 1
-        failure = None
+    def failure(call: Call, more: Mapping[str, Any]) -> Counterexample | None:
+        nonlocal nearest, latest
+        found = None
         latest = Counterexample(call, more)
         try:
             for comparison in law.check(target, call, **more):
@@ -113,12 +113,18 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> V
                 if comparison.holds:
                     if units / limit > nearest[0] / nearest[1]:
                         nearest = (units, limit)
-                elif failure is None:
-                    failure = Counterexample(call, more, broken=comparison)
+                elif found is None:
+                    found = Counterexample(call, more, broken=comparison)
         except MisbehavedError as error:
-            failure = Counterexample(call, more, misbehaviour=str(error), kind=error.kind)
-        if failure is not None:
-            raise _BrokenError(failure)
+            found = Counterexample(call, more, misbehaviour=str(error), kind=error.kind)
+        return found
+
+    def check(call: Call, more: Mapping[str, Any]) -> None:
+        nonlocal tried
+        tried += 1
+        found = failure(call, more)
+        if found is not None:
+            raise _BrokenError(found)
 
     @hypothesis.seed(zlib.crc32(f"{seed} {law.name}".encode()))
     @settings(
@@ -145,7 +151,7 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> V
     try:
         property_holds()
     except _BrokenError as error:
-        return verdict(error.counterexample)
+        return verdict(_simplest(error.counterexample, failure, law, target))
     except HungError as error:
         assert latest is not None
         return verdict(Counterexample(latest.call, latest.more, misbehaviour=str(error), kind="hung"))
@@ -159,6 +165,31 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0) -> V
     except hypothesis.errors.Unsatisfiable:
         return Verdict(law, "not checked", "no call of the kind that it is about can be given to the target")
     return verdict(None)
+
+
+def _simplest(
+    found: Counterexample,
+    failure: Callable[[Call, Mapping[str, Any]], Counterexample | None],
+    law: Law,
+    target: Target,
+) -> Counterexample:
+    """A smaller counterexample of the same kind. Sizes that the law relies on stay."""
+    simplest = found
+
+    def breaks(call: Call) -> bool:
+        nonlocal simplest
+        try:
+            other = failure(call, found.more)
+        except (HungError, hypothesis.errors.UnsatisfiedAssumption, ValueError, IndexError):
+            return False  # the law is not about such a call
+        if other is None or other.kind != found.kind:
+            return False
+        simplest = other
+        return True
+
+    free = target.layout != "packed"
+    simplify(found.call, breaks, rows=free and not law.draw.get("square") and not found.more, columns=free)
+    return simplest
 
 
 def _first_broken(error: BaseException) -> Counterexample | None:
