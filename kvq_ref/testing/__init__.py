@@ -5,6 +5,7 @@
 - ``ORACLES`` are the forms as plain loops, :func:`check_vjp` compares a backward pass with differences.
 """
 
+from kvq_ref.testing import theorem
 from kvq_ref.testing.gradients import check_vjp, numerical_vjp
 from kvq_ref.testing.laws import LAWS, Law
 from kvq_ref.testing.oracles import ORACLES
@@ -12,4 +13,4 @@ from kvq_ref.testing.report import Report
 from kvq_ref.testing.target import Target
 from kvq_ref.testing.verify import suite, verify
 
-__all__ = ["LAWS", "ORACLES", "Law", "Report", "Target", "check_vjp", "numerical_vjp", "suite", "verify"]
+__all__ = ["LAWS", "ORACLES", "Law", "Report", "Target", "check_vjp", "numerical_vjp", "suite", "theorem", "verify"]
