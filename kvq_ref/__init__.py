@@ -16,7 +16,7 @@ import warnings as _warnings
 from pathlib import Path as _Path
 
 from kvq_ref import kernels as _kernels
-from kvq_ref import masks
+from kvq_ref import masks, partials
 from kvq_ref.arrays import use_backend
 from kvq_ref.attention import (
     expressive_attention,
@@ -48,6 +48,7 @@ __all__ = [
     "linear_attention",
     "masks",
     "merge_heads",
+    "partials",
     "show_config",
     "sigma_intention",
     "softmax_attention",

@@ -37,7 +37,7 @@ DESIGNED = {
     *("intention", "sigma_intention", "expressive_intention"),
     *("vjp", "use_implementation", "use_backend", "show_config"),
 }
-HELPERS = {"FeatureMap", "Grads", "IntentionState", "LinearState", "masks", "merge_heads", "split_heads"}
+HELPERS = {"FeatureMap", "Grads", "IntentionState", "LinearState", "masks", "merge_heads", "partials", "split_heads"}
 
 
 def test_public_names() -> None:
@@ -470,6 +470,7 @@ ROOMS = {
     "solve.py": ("dispatch", "kernels", "_ext", "attention", "testing", "lab"),
     "solvers.py": ("dispatch", "kernels", "_ext", "attention", "testing", "lab"),
     "masks.py": ("dispatch", "kernels", "_ext", "attention", "testing", "lab", "forms", "solve"),
+    "partials.py": ("dispatch", "kernels", "_ext", "attention", "testing", "lab", "bench", "tour", "cli"),
     "dispatch.py": ("testing", "lab", "bench", "tour", "cli"),
     "testing": ("forms", "solve", "solvers", "kernels", "_ext", "lab", "bench", "tour", "cli"),
 }
