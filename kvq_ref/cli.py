@@ -1,4 +1,4 @@
-"""The command ``kvq-ref``: tour, forms, config."""
+"""The command ``kvq-ref``: tour, forms, verify, config."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ examples:
   kvq-ref tour --data my.csv --target price     attention as a predictor on your own table
   kvq-ref forms                                 the six forms, with equation, cost and source
   kvq-ref forms intention                       the whole lesson on one of them
+  kvq-ref verify my.kernels:attention --form softmax     hold your own kernel to the laws
   kvq-ref config                                versions and kernels, for a bug report
 """
 TOUR = """\
@@ -79,14 +80,14 @@ def _tour(options: argparse.Namespace) -> int:
     from kvq_ref import tour
 
     if (options.data is None) != (options.target is None):
-        return _refuse("tour", "--data and --target go together: the file, and the column in it to predict")
+        return refuse("tour", "--data and --target go together: the file, and the column in it to predict")
     if options.task and options.data is None:
-        return _refuse("tour", "--task is about --data, which was not given")
+        return refuse("tour", "--task is about --data, which was not given")
     wanted = {name: value for name, value in vars(options).items() if name != "command"}
     try:
         findings = tour.take_tour(tour.Options(**wanted))
     except tour.TourError as error:
-        return _refuse("tour", str(error))
+        return refuse("tour", str(error))
     return CHECK_FAILED if findings.failures else OK
 
 
@@ -97,7 +98,7 @@ def _forms(options: argparse.Namespace) -> int:
         if chosen is None:
             near = difflib.get_close_matches(options.name.lower(), names, n=1, cutoff=0.4)
             hint = f"; did you mean {names[near[0]]}?" if near else "."
-            return _refuse("forms", f"no form {options.name!r}{hint} The forms are: {', '.join(FORMS)}.")
+            return refuse("forms", f"no form {options.name!r}{hint} The forms are: {', '.join(FORMS)}.")
         print(f"kvq_ref.{chosen}\n\n{_lesson(chosen)}\n\n{_served_by(chosen)}")
         return OK
     for name in FORMS:
@@ -171,7 +172,7 @@ def _served_by(name: str) -> str:
 # ---- Arguments -----------------------------------------------------------------------
 
 
-def _refuse(command: str, message: str) -> int:
+def refuse(command: str, message: str) -> int:
     print(f"kvq-ref {command}: {message}", file=sys.stderr)
     return UNUSABLE
 
@@ -181,24 +182,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(UNUSABLE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected a number >= 0, got {number}")
     return number
 
 
-_positive.__name__ = _seed.__name__ = "whole number"  # argparse puts it into its message
+positive.__name__ = seed.__name__ = "whole number"  # argparse puts it into its message
 
 
 def _parser() -> argparse.ArgumentParser:
+    from kvq_ref import cli_verify  # it takes its kinds of argument from here
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("kvq-ref", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"kvq_ref {kvq_ref.__version__}")
@@ -211,18 +214,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("kvq-tour"), metavar="DIR", help="folder of the report (default: ./kvq-tour)"
     )
     tour.add_argument(
-        "--seed", type=_seed, metavar="N", help="of all random numbers (default: a new one, which is printed)"
+        "--seed", type=seed, metavar="N", help="of all random numbers (default: a new one, which is printed)"
     )
     tour.add_argument("--quick", action="store_true", help="fewer splits, less data, shorter timings")
     tour.add_argument(
-        "--splits", type=_positive, metavar="N", help="random splits into context and test rows (default: 10)"
+        "--splits", type=positive, metavar="N", help="random splits into context and test rows (default: 10)"
     )
     own = tour.add_argument_group("your own data")
     own.add_argument("--data", type=Path, metavar="CSV", help="a file whose first line names the columns")
     own.add_argument("--target", metavar="COLUMN", help="the column to predict")
     own.add_argument("--task", choices=("regression", "classification"), help="default: by the target's values")
     own.add_argument(
-        "--rows", type=_positive, default=2000, metavar="N", help="use at most N rows, drawn at random (default: 2000)"
+        "--rows", type=positive, default=2000, metavar="N", help="use at most N rows, drawn at random (default: 2000)"
     )
     tour.set_defaults(command=_tour)
 
@@ -231,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     forms.add_argument("name", nargs="?", metavar="NAME", help="print the whole lesson on one form")
     forms.set_defaults(command=_forms)
+
+    cli_verify.add_parser(commands)
 
     config = commands.add_parser(
         "config", help="versions and kernels", description="What this installation has, for a bug report."

@@ -189,8 +189,10 @@ def row_max(x: Array, visible: Array | None) -> Array:
     return xp.where(largest == -math.inf, xp.zeros_like(largest), largest)
 
 
-def reciprocal_or_zero(n: Array) -> Array:
-    """1 / n, and 0 where n is 0: the normaliser that gives zeros to a row without weight."""
+def row_divisor(n: Array) -> Array:
+    """n, and infinity where n is 0: divided by it, a row without weight is zero.
+
+    Not 1 / n to multiply with: it overflows where a sum of tiny weights is below 1 / (the largest number).
+    """
     xp = namespace(n)
-    empty = n == 0
-    return xp.where(empty, xp.zeros_like(n), 1 / xp.where(empty, xp.ones_like(n), n))
+    return xp.where(n == 0, xp.full_like(n, math.inf), n)

@@ -47,7 +47,7 @@ from kvq_ref.features import FeatureMap
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
-from kvq_ref.masks import reciprocal_or_zero
+from kvq_ref.masks import row_divisor
 from kvq_ref.nonfinite import Inputs, Quarantine
 from kvq_ref.solvers import GRAM_SOLVERS
 from kvq_ref.types import Array
@@ -110,8 +110,7 @@ def merge_means(a: MeanPartial, b: MeanPartial) -> MeanPartial:
 
 
 def finish_mean(q: Array, part: MeanPartial, **_: Any) -> Array:
-    xp, n = namespace(q), part.denominator
-    return part.numerator / xp.where(n == 0, xp.ones_like(n), n)  # without weight the numerator is zero too
+    return part.numerator / row_divisor(part.denominator)
 
 
 def _in_range(maximum: Array) -> Array:
@@ -143,7 +142,7 @@ def finish_linear(
 ) -> Array:
     phi_q = scale * feature_map.apply(q)
     out = _times(phi_q, part.kv)
-    return out * reciprocal_or_zero(_times(phi_q, part.k_sum)) if normalize else out
+    return out / row_divisor(_times(phi_q, part.k_sum)) if normalize else out
 
 
 def partial_intention(q: Array, k: Array, v: Array, visible: Array, **_: Any) -> IntentionState:

@@ -159,9 +159,9 @@ def test_row_max(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(masks.row_max(x, None)[2:], x[2:].max(axis=-1, keepdims=True))
 
 
-def test_reciprocal_or_zero() -> None:
-    """1 / n, and 0 for 0, without a warning."""
-    np.testing.assert_array_equal(masks.reciprocal_or_zero(np.array([2.0, 0.0, -0.0, -4.0])), [0.5, 0.0, 0.0, -0.25])
+def test_row_divisor() -> None:
+    """x / n, and 0 for n = 0, without a warning."""
+    np.testing.assert_array_equal(3 / masks.row_divisor(np.array([2.0, 0.0, -0.0, -4.0])), [1.5, 0.0, 0.0, -0.75])
 
 
 # ---- Feature maps --------------------------------------------------------------------

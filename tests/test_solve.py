@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import LIBRARIES, library, relative_error
+from cases import LIBRARIES, SERVED, library, public, relative_error, skip_if_missing
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import kvq_ref as kvq
 from kvq_ref import solve, solvers
+from kvq_ref.dispatch import Form
 from kvq_ref.solvers import GRAM_SOLVERS, SOLVERS
 from kvq_ref.testing import numerical_vjp
+from kvq_ref.testing.calls import OPTIONAL, calls
+from kvq_ref.testing.rounding import rounding
 
 EPS = float(np.finfo(np.float64).eps)
 EPS32 = float(np.finfo(np.float32).eps)
@@ -410,3 +415,41 @@ def test_dtype_is_kept(solver: str, dtype: str, rng: np.random.Generator) -> Non
         factor = SOLVERS[solver](k[:Tk], np.full((1, 1), 0.5, dtype))
         assert factor.fit(v[:Tk]).dtype == dtype
         assert factor.solve(v[:3]).dtype == dtype
+
+
+# ---- Every solver, through the forms -------------------------------------------------
+
+LEAST_SQUARES = [(form, name) for form, name in SERVED if "alpha" in form.options]
+each_least_squares_form = pytest.mark.parametrize(
+    ("form", "implementation"), LEAST_SQUARES, ids=[f"{form.name}-{name}" for form, name in LEAST_SQUARES]
+)
+
+
+@each_least_squares_form
+@each_solver
+@given(data=st.data())
+def test_solvers_agree(form: Form, implementation: str, solver: str, data: st.DataObject) -> None:
+    """However the system is solved, the output is the same, up to the rounding of both."""
+    skip_if_missing(form, implementation)
+    accepted = frozenset(form.options) & frozenset(OPTIONAL)
+    call = data.draw(calls(form.name, accepted, empty_rows=True))
+    options = {**call.options, "implementation": implementation}
+    got, expected = (public(form)(call.q, call.k, call.v, solver=x, **options) for x in (solver, "auto"))
+    assert (np.abs(got - expected) <= rounding(form.name, call).allowed()).all()
+
+
+@each_solver
+@given(seed=st.integers(0, 2**32 - 1), d=st.integers(1, 8), n=st.integers(1, 8), leading=st.sampled_from([(), (2,)]))
+def test_intention_without_penalty_interpolates(
+    solver: str, seed: int, d: int, n: int, leading: tuple[int, ...]
+) -> None:
+    """At alpha = 0, with independent keys, the output at q = k_j is v_j: an associative memory without error."""
+    rng = np.random.default_rng(seed)
+    k = rng.standard_normal((*leading, min(n, d), d))
+    v = rng.standard_normal((*k.shape[:-1], 3))
+    worst = math.sqrt(condition(k, np.zeros(leading)))
+    assume(worst < 1e3)
+    # Cholesky and CG work with K K^T or K^T K, of the square of the condition number; CG stops once more short of it.
+    size = float(np.max(np.linalg.norm(v, ord=2, axis=(-2, -1))))
+    bar = 16 * EPS * (n + d + 3) * worst**2 * size * (worst if solver == "cg" else 1)
+    assert np.max(np.abs(kvq.intention(k, k, v, alpha=0.0, solver=solver) - v)) <= bar

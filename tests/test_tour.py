@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvq_ref import dispatch, tour
+from kvq_ref import dispatch, files, tour
 from kvq_ref.cli import main
-from kvq_ref.lab import files
 from kvq_ref.testing import ORACLES
 from kvq_ref.tour import steps
 

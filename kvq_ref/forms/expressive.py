@@ -21,7 +21,7 @@ Source: Gros 2024, "Climbing the complexity ladder with expressive attention" (a
 from __future__ import annotations
 
 from kvq_ref.arrays import namespace, transpose
-from kvq_ref.masks import reciprocal_or_zero, row_max, visible_pairs
+from kvq_ref.masks import row_divisor, row_max, visible_pairs
 from kvq_ref.types import Array, Grads
 
 Saved = tuple[Array, Array, Array, Array, Array, Array, float, bool]
@@ -67,10 +67,10 @@ def forward(
         if visible is not None:
             shifted = xp.where(visible, shifted, xp.zeros_like(shifted))
         f, df = xp.exp(shifted) * f, xp.exp(shifted) * df
-    per_row = reciprocal_or_zero(xp.sum(f, axis=-1, keepdims=True))
-    p = f * per_row
+    row_sum = row_divisor(xp.sum(f, axis=-1, keepdims=True))
+    p = f / row_sum
     out = p @ v
-    return out, (q, k, v, p, df * per_row, out, scale, bias is not None)
+    return out, (q, k, v, p, df / row_sum, out, scale, bias is not None)
 
 
 def backward(dout: Array, saved: Saved) -> Grads:

@@ -70,8 +70,8 @@ def forward(
 
     gram, past = None, None
     if initial_state is not None:
-        gram = initial_state.gram
-        past = linear.LinearState(kv=initial_state.kv, k_sum=namespace(k).zeros_like(gram[..., :1]))
+        gram, kv = initial_state
+        past = linear.LinearState(kv=kv, k_sum=namespace(kv).sum(kv, axis=-1, keepdims=True))  # a column nobody reads
     q_star, fit = solve.precondition(q, k, alpha, mask=mask, is_causal=is_causal, solver=solver, gram=gram)
     out, weigh = linear.forward(q_star, k, v, mask=mask, is_causal=is_causal, initial_state=past)
     return out, (q, k, v, mask, None, fit, weigh)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from kvq_ref.arrays import device, namespace, transpose
 from kvq_ref.features import FEATURE_MAPS, FeatureMap
-from kvq_ref.masks import hide_keys, is_key_mask, reciprocal_or_zero, visible_pairs
+from kvq_ref.masks import hide_keys, is_key_mask, row_divisor, visible_pairs
 from kvq_ref.types import Array, Grads
 
 Saved = tuple[Any, ...]
@@ -82,23 +82,23 @@ def forward(
         out1 = w @ v1 if s0 is None else phi_q @ s0 + w @ v1
 
     out, row_sum = out1[..., :-1], out1[..., -1:]
-    per_row = reciprocal_or_zero(row_sum) if normalize else None
+    divisor = row_divisor(row_sum) if normalize else None
     if normalize:
-        out = out * per_row
-    return out, (q, k, phi_q, phi_k, v1, s, w, visible, mask, out, per_row, scale, feature_map)
+        out = out / divisor
+    return out, (q, k, phi_q, phi_k, v1, s, w, visible, mask, out, divisor, scale, feature_map)
 
 
 def backward(dout: Array, saved: Saved, dstate: LinearState | None = None) -> Grads:
     xp = namespace(dout)
-    q, k, phi_q, phi_k, v1, s, w, visible, mask, out, per_row, scale, feature_map = saved
+    q, k, phi_q, phi_k, v1, s, w, visible, mask, out, divisor, scale, feature_map = saved
     if feature_map.vjp is None:
         raise TypeError("feature_map: no derivative was given, expected a pair (phi, dphi) or a FeatureMap with a vjp")
 
     # out = out1 / row_sum
     drow_sum = -xp.sum(dout * out, axis=-1, keepdims=True)
-    dout1 = xp.concat([dout, drow_sum if per_row is not None else xp.zeros_like(drow_sum)], axis=-1)
-    if per_row is not None:
-        dout1 = dout1 * per_row
+    dout1 = xp.concat([dout, drow_sum if divisor is not None else xp.zeros_like(drow_sum)], axis=-1)
+    if divisor is not None:
+        dout1 = dout1 / divisor
 
     if w is None:
         # out1 = phi_q (s0 + phi_k^T v1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 from kvq_ref.arrays import namespace, transpose
-from kvq_ref.masks import reciprocal_or_zero, row_max, visible_pairs
+from kvq_ref.masks import row_divisor, row_max, visible_pairs
 from kvq_ref.types import Array, Grads
 
 Saved = tuple[Array, Array, Array, Array, Array, float, bool]
@@ -45,7 +45,7 @@ def forward(
     else:
         zero = xp.zeros_like(z)
         w = xp.where(visible, xp.exp(xp.where(visible, z, zero)), zero)  # a hidden z may be as large as it likes
-    p = w * reciprocal_or_zero(xp.sum(w, axis=-1, keepdims=True))
+    p = w / row_divisor(xp.sum(w, axis=-1, keepdims=True))
     out = p @ v
     return out, (q, k, v, p, out, scale, bias is not None)
 

@@ -8,5 +8,5 @@ limits.py       linear attention as the limit of Intention
 geometry.py     attention weights against the angle between query and key
 looks.py        names, colours and markers of the forms
 tables.py       tables as text               figures.py    tables as pictures
-report.py       one HTML page of it all      files.py      writing files whole or not at all
+report.py       one HTML page of it all
 """

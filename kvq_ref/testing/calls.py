@@ -27,7 +27,7 @@ SIMPLE: F64 = np.array(sorted(range(-128, 128), key=lambda n: (-np.gcd(n, 64), a
 UNROUND = 0.9731059
 
 ALPHAS = (1.0, 0.125, 8.0)
-SCALES = (None, 0.5, -1.25)
+SCALES = (None, 0.5, 1.25)
 OPTIONAL = ("mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize")
 
 
@@ -54,6 +54,27 @@ class Call:
         arrays = {name: changes.pop(name) for name in ("q", "k", "v") if name in changes}
         options = {name: x for name, x in {**self.options, **changes}.items() if x is not None}
         return replace(self, **arrays, options=options)
+
+    def keys(self, at: Any) -> Call:
+        """The call with some of its keys, or in another order: at is an index, or a mask of one axis.
+
+        >>> call = Call(np.zeros((2, 1)), np.array([[1.0], [2.0]]), np.zeros((2, 1)))
+        >>> call.keys([1]).k
+        array([[2.]])
+        """
+        columns = {name: self.options[name][..., at] for name in ("mask", "bias") if name in self.options}
+        return self.but(k=self.k[..., at, :], v=self.v[..., at, :], **columns)
+
+    def queries(self, at: Any) -> Call:
+        """The call with some of its queries, or in another order."""
+        given = {name: self.options[name] for name in ("mask", "bias") if name in self.options}
+        rows = {name: x[..., at, :] if x.shape[-2] > 1 or self.q.shape[-2] == 1 else x for name, x in given.items()}
+        return self.but(q=self.q[..., at, :], **rows)
+
+    def entry(self, index: tuple[Any, ...]) -> Call:
+        """An entry of the batch."""
+        given = {name: self.options[name][index] for name in ("mask", "bias") if name in self.options}
+        return self.but(q=self.q[index], k=self.k[index], v=self.v[index], **given)
 
     def rng(self) -> np.random.Generator:
         """A new generator of this call's seed: a law that is checked twice draws the same."""
@@ -82,7 +103,18 @@ class Call:
         Tq, Tk, _, _ = self.sizes
         mask = np.asarray(self.options.get("mask", True))
         mask = mask & np.tri(Tq, Tk, dtype=bool) if self.is_causal else mask
-        return np.broadcast_to(mask, (*self.q.shape[:-1], Tk))
+        return np.asarray(np.broadcast_to(mask, (*self.q.shape[:-1], Tk)))
+
+    def sums_seen(self) -> tuple[F64, F64]:
+        """(K^T K, K^T V) of the keys that each query sees, shapes (..., Tq, d, d) and (..., Tq, d, dv)."""
+        _, _, d, dv = self.sizes
+        visible = self.visible().astype(float)
+        sums = []
+        for x, n in ((self.k, d), (self.v, dv)):
+            products = self.k[..., :, None] * x[..., None, :]
+            flat = visible @ products.reshape(*products.shape[:-2], d * n)
+            sums.append(flat.reshape(*visible.shape[:-1], d, n))
+        return sums[0], sums[1]
 
     def dout(self) -> F64:
         """A random gradient from above, of short binary numbers."""
@@ -118,6 +150,8 @@ def calls(
     batch: bool = True,
     max_d: int = 4,
     empty_rows: bool = False,
+    features: bool = True,
+    reserved: frozenset[str] = frozenset(),
 ) -> Call:
     """Draw a call with a random subset of the options that are accepted.
 
@@ -148,6 +182,10 @@ def calls(
         The largest d.
     empty_rows : bool
         Whether a query may see no key at all.
+    features : bool
+        Whether a feature map may be drawn, and normalisation with it.
+    reserved : frozenset of str
+        Options that a law gives by itself: nothing is drawn that cannot be given beside them.
 
     Returns
     -------
@@ -164,7 +202,7 @@ def calls(
     options: dict[str, Any] = dict(assumed)
 
     def may(name: str) -> bool:
-        clash = any(name in pair and set(pair) - {name} <= set(options) for pair in without)
+        clash = any(name in pair and set(pair) - {name} <= set(options) | (reserved - {name}) for pair in without)
         return name in accepts and name in FORMS[form].options and not clash
 
     if "is_causal" not in assumed:
@@ -185,7 +223,7 @@ def calls(
             options["scale"] = scale
     if may("alpha"):
         options["alpha"] = draw(st.sampled_from(ALPHAS), label="alpha")
-    if may("feature_map") and draw(st.booleans(), label="feature map?"):
+    if features and may("feature_map") and draw(st.booleans(), label="feature map?"):
         options["feature_map"] = "elu+1"
         if may("normalize") and draw(st.booleans(), label="normalize"):
             options["normalize"] = True

@@ -70,6 +70,12 @@ class Finding:
     seconds: float = 0.0
     broken: Breakage | None = None
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Finding:
+        """The inverse of ``dataclasses.asdict``."""
+        broken = fields["broken"]
+        return cls(**{**fields, "broken": None if broken is None else Breakage(**broken)})
+
 
 @dataclass(frozen=True)
 class Report:
@@ -92,6 +98,8 @@ class Report:
     seconds : float
     unusable : str
         Why it could not be verified at all; empty if it could.
+    command : str
+        What repeats it in a shell, with the same calls; empty if it was not asked for from one.
 
     Examples
     --------
@@ -116,6 +124,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
     unusable: str = ""
+    command: str = ""
 
     @property
     def broken(self) -> list[Finding]:
@@ -131,16 +140,15 @@ class Report:
         return UNUSABLE if self.unusable else BROKEN if self.broken else HOLDS
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "status": self.status}, indent=2)
+        """JSON with all fields, and the status."""
+        return json.dumps({**asdict(self), "status": self.status}, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
+        """The report of which that is the JSON."""
         fields: dict[str, Any] = json.loads(text)
         fields.pop("status")
-        findings = []
-        for one in fields.pop("findings"):
-            broken = one.pop("broken")
-            findings.append(Finding(**one, broken=None if broken is None else Breakage(**broken)))
+        findings = [Finding.from_fields(one) for one in fields.pop("findings")]
         return cls(**fields, findings=findings)
 
 
@@ -183,8 +191,11 @@ def how_far(broken: Comparison) -> str:
     got, expected = (np.broadcast_to(x, error.shape)[worst] for x in (broken.got, broken.expected))
     allowed = broken.limit * unit[worst]
     where = f"[{', '.join(map(str, worst))}]" if np.ndim(broken.error) else ""
-    by = f"they may differ by {allowed:.2g}" if allowed > 0 else "they must be equal"
-    return f"{broken.what}{where}: got {got:.6g}, expected {expected:.6g}; {by}"
+    text = f"{broken.what}{where}: got {got:.6g}, expected {expected:.6g}"
+    if not np.isfinite([got, expected]).all():
+        return text
+    # What an underflow may lose is not worth a word.
+    return text + (f"; they may differ by {allowed:.2g}" if allowed > 1e-300 else "; they must be equal")
 
 
 def as_code(call: Call, form: str, dtype: str = "float64") -> str:

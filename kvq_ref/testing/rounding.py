@@ -9,11 +9,13 @@ the weights, the sum. It is about the best that any computation in the dtype can
 do, and errors are reported as multiples of it. With u the unit roundoff,
 z the scores and w the weights of N = sum w,
 
-    e_ij   = |w'(z_ij)| u (cond_i |q_i| |k_j| |scale| + |b_ij| + 1)    error of a weight
+    dz_ij  = u cond_i |q_i| |k_j| |scale|                              error of a score
+    e_ij   = |w'(z_ij)| dz_ij + w_ij u (|b_ij| + 1)                    error of a weight
     unit   = (sum_j e_ij |v_j| + |out_i| sum_j e_ij + u sum_j w_ij |v_j|) / N
 
 where cond_i = (lambda_max(G_i) + alpha) / (lambda_min(G_i) + alpha) for least squares, 1 for
-the other forms. Gradients: the same, line by line through the backward pass.
+the other forms; Intention may also be fitted first, and then rounds as least squares do. Where a weight is not well described by its slope, the whole change of it
+is taken instead. Gradients: the same, line by line through the backward pass.
 
 **Limit.** A sum of n products has n roundings, so the longest way through a call
 has 2 Tk + 4 d + 8 (the last for exp, quotients and products), and a comparison
@@ -34,7 +36,8 @@ from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, Call
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-SMALLEST = {"float64": 0.0, "float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}  # a power of two
+SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 HALF = ("float16", "bfloat16")
 
 
@@ -82,20 +85,34 @@ def rounding(form: str, call: Call, dtype: str = "float64", dout: F64 | None = N
     >>> bool(bound.unit["out"] < 1e-6), bound.limit["out"]
     (True, 32.0)
     """
-    _, Tk, d, _ = call.sizes
+    limit = longest(call)
     compute = "float32" if dtype in HALF else dtype
-    units, sizes = _units(form, call, ROUNDOFF[compute], dout)
-    limit = 2.0 * (2 * Tk + 4 * d + 8)
-    if dtype not in HALF:
-        return Rounding(units, dict.fromkeys(units, limit))
+    units, sizes, counts = _units(form, call, ROUNDOFF[compute], limit, dout)
     # An underflow to zero loses the smallest number there is, not a part of the number.
-    once = {name: ROUNDOFF[dtype] * sizes[name] + SMALLEST[dtype] for name in units}
+    lost = {name: SMALLEST[dtype] * counts[name] for name in units}
+    if dtype not in HALF:
+        return Rounding({name: units[name] + lost[name] for name in units}, dict.fromkeys(units, limit))
+    once = {name: ROUNDOFF[dtype] * sizes[name] + lost[name] for name in units}
     stages = {name: 2.0 * (2 if name == "out" else 4) for name in units}
     return Rounding({name: once[name] + units[name] * limit / stages[name] for name in units}, stages)
 
 
-def _units(form: str, call: Call, u: float, dout: F64 | None) -> tuple[dict[str, F64], dict[str, F64]]:
-    """The units in a dtype of roundoff u, and the size of what is summed, of the output and the gradients."""
+def longest(call: Call) -> float:
+    """Roundings on the longest way through both sides of a comparison."""
+    _, Tk, d, _ = call.sizes
+    return 2.0 * (2 * Tk + 4 * d + 8)
+
+
+ByName = dict[str, F64]
+
+
+def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> tuple[ByName, ByName, ByName]:
+    """The units in a dtype of roundoff u, the size of what is summed, and how much of an underflow reaches the result.
+
+    ``limit`` many units are allowed, and that is how far a weight is followed where it is curved.
+    The third is the change of a result if each weight, each gradient of a score and the
+    result itself are off by one.
+    """
     _, _, d, _ = call.sizes
     is_softmax = form in ("softmax_attention", "sigma_intention")
     is_normalized = "bias" in FORMS[form].options or bool(call.get("normalize"))
@@ -110,7 +127,7 @@ def _units(form: str, call: Call, u: float, dout: F64 | None) -> tuple[dict[str,
     k_length = np.linalg.norm(k, axis=-1)
 
     # y: the query that meets the keys; its length, and the largest part of it that can be rounding.
-    solve = _Solve.of(call, visible) if "alpha" in FORMS[form].options else None
+    solve = Solve.of(call) if "alpha" in FORMS[form].options else None
     y = q if solve is None else solve.y
     y_length = np.linalg.norm(y, axis=-1) if solve is None else solve.length
     cond = np.ones(y_length.shape) if solve is None else solve.cond
@@ -121,75 +138,98 @@ def _units(form: str, call: Call, u: float, dout: F64 | None) -> tuple[dict[str,
     bias = np.zeros(z.shape) + call.options.get("bias", 0.0)
     finite = visible & np.isfinite(bias)
     bias = np.where(finite, bias, 0.0)
-    dz = u * (cond[..., None] * z_size + np.abs(bias) + 1) if is_normalized else u * cond[..., None] * z_size
+    dz = u * cond[..., None] * z_size
+    relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
     if form in ("linear_attention", "intention"):
-        w, slope, curve = np.abs(z), np.ones(z.shape), np.zeros(z.shape)
+        w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z
     elif is_softmax:
-        w = np.exp(z + bias - np.max(np.where(finite, z + bias, -np.inf), axis=-1, initial=-1e300, keepdims=True))
+        exponent = np.where(finite, z + bias, -np.inf)
+        w = np.exp(exponent - np.max(exponent, axis=-1, initial=-1e300, keepdims=True))
         slope = curve = w
+        # A score is off by limit dz, and the weight by a factor.
+        dz = np.expm1(np.minimum(limit * (dz + u * np.abs(bias)), 50.0)) / limit
+        relative = u + 0.0 * z
     else:
         # The largest bias of a row cancels.
         shift = np.max(np.where(finite, bias, -np.inf), axis=-1, initial=-1e300, keepdims=True)
         factor = np.exp(np.where(finite, bias - shift, 0.0))
         w = factor * z**2 / (1 + z**2)
         slope, curve = factor * 2 * np.abs(z) / (1 + z**2) ** 2, 2 * factor
-    w, slope, curve, dz, z_size = (np.where(finite, x, 0.0) for x in (w, slope, curve, dz, z_size))
-    e = slope * dz + curve * dz**2 + u * w
-    e_slope = curve * dz + u * slope
+    w, slope, curve, dz, relative, z_size = (np.where(finite, x, 0.0) for x in (w, slope, curve, dz, relative, z_size))
+    e = slope * dz + (0.0 if is_softmax else curve * limit * dz**2) + relative * w + u * w
+    e_slope = curve * dz + (relative + u) * slope
     total = np.sum(w, axis=-1, keepdims=True) if is_normalized else np.ones((*z.shape[:-1], 1))
+    # Where all scores are zero but for rounding, the weights are rounding, and their mean any mean.
+    total = np.where(total != 0, total, np.sum(e, axis=-1, keepdims=True))
     per_row = 1 / np.where(total != 0, np.abs(total), 1.0)
     magnitude = w if is_normalized else z_size  # of what is summed
     p, e, slope, e_slope = magnitude * per_row, e * per_row, slope * per_row, e_slope * per_row
     lost = np.sum(e, axis=-1, keepdims=True) if is_normalized else 0.0 * total  # relative, of the row's sum
 
     out = p @ v
+    seen = finite.astype(float)
     units = {"out": e @ v + out * lost + u * out}
     sizes = {"out": out}
+    counts = {"out": 1 + seen @ v}
+    e_w = None
+    if form == "intention" and solve is not None:
+        # The fit W, by least squares on [K; sqrt(alpha) I] and [V; 0]: its error is one of V, however short the keys are.
+        e_w = (u * cond * np.sqrt(solve.inverse))[..., None] * np.sqrt(seen @ v**2)
+        units["out"] = units["out"] + np.linalg.norm(q, axis=-1, keepdims=True) * e_w
     if dout is None:
-        return units, sizes
+        return units, sizes, counts
 
     # Backward: out = p v
     d_abs = np.abs(dout)
     e_p = e + p * lost + u * p
-    units["v"], sizes["v"] = _t(e_p) @ d_abs, _t(p) @ d_abs
+    units["v"], sizes["v"], counts["v"] = _t(e_p) @ d_abs, _t(p) @ d_abs, 1 + _t(seen) @ d_abs
     # dz = slope (dout . v - dout . out)
     from_out = np.sum(d_abs * out, axis=-1, keepdims=True) if is_normalized else 0.0 * total
     from_e = np.sum(d_abs * units["out"], axis=-1, keepdims=True) if is_normalized else 0.0 * total
     excess = np.where(finite, d_abs @ _t(v) + from_out, 0.0)
     e_dz = (e_slope + slope * lost + u * slope) * excess + slope * from_e
-    dz_size = slope * excess
+    dz_size, count = slope * excess, seen * (1 + excess)
     if "bias" in call.options:
-        units["bias"], sizes["bias"] = e_p * excess + p * from_e, p * excess
+        units["bias"], sizes["bias"], counts["bias"] = e_p * excess + p * from_e, p * excess, count
     # dy = scale dz k, dk = scale dz^T y
-    e_dz, dz_size = abs(scale) * e_dz, abs(scale) * dz_size
+    e_dz, dz_size, count = abs(scale) * e_dz, abs(scale) * dz_size, abs(scale) * count
     e_y = np.broadcast_to((u * cond * y_length)[..., None], y.shape)
     y_size = np.broadcast_to(y_length[..., None], y.shape) if solve is not None else np.abs(y)
     e_dy = (e_dz + u * dz_size) @ np.abs(k)
-    units["q"], sizes["q"] = e_dy, dz_size @ np.abs(k)
+    units["q"], sizes["q"], counts["q"] = e_dy, dz_size @ np.abs(k), 1 + count @ np.abs(k)
     units["k"] = _t(e_dz + u * dz_size) @ y_size + _t(dz_size) @ (e_y if solve is not None else 0 * e_y)
-    sizes["k"] = _t(dz_size) @ y_size
+    sizes["k"], counts["k"] = _t(dz_size) @ y_size, 1 + _t(count) @ y_size
     if solve is None:
-        return units, sizes
+        return units, sizes, counts
 
     # Through y = H^-1 q: x = H^-1 dy, dq = x, dk -= x (y.k) + y (x.k), dalpha = -sum x.y
-    dy, e_dy_length = (np.linalg.norm(a, axis=-1) for a in (sizes["q"], units["q"]))
+    dy, e_dy_length, count_dy = (np.linalg.norm(a["q"], axis=-1) for a in (sizes, units, counts))
     x = dy * solve.inverse
     e_x = (e_dy_length + u * cond * dy) * solve.inverse
+    count_x = 1 + count_dy * solve.inverse
     e_xy = e_x * y_length + x * u * (cond + 1) * y_length
-    units["q"], sizes["q"] = (np.broadcast_to(a[..., None], q.shape) for a in (e_x, x))
-    seen = visible.astype(float)
-    to_k = 2 * k_length[..., None]
-    units["k"] = units["k"] + to_k * (_t(seen) @ e_xy[..., None])
-    sizes["k"] = sizes["k"] + to_k * (_t(seen) @ (x * y_length)[..., None])
     alpha = np.asarray(call.options["alpha"])
-    units["alpha"], sizes["alpha"] = (
-        np.sum(a, axis=tuple(range(alpha.ndim, a.ndim))) for a in (e_xy * d, x * y_length * d)
-    )
-    return units, sizes
+    for found, of_x, of_xy in (
+        (units, e_x, e_xy),
+        (sizes, x, x * y_length),
+        (counts, count_x, count_x * y_length),
+    ):
+        found["q"] = np.broadcast_to(of_x[..., None], q.shape)
+        found["k"] = found["k"] + 2 * k_length[..., None] * (_t(visible.astype(float)) @ of_xy[..., None])
+        found["alpha"] = np.sum(of_xy * d, axis=tuple(range(alpha.ndim, of_xy.ndim)))
+    if e_w is not None:
+        q_length = np.linalg.norm(q, axis=-1)
+        through = np.sum(d_abs * e_w, axis=-1)
+        of_k = (through * q_length * solve.inverse)[..., None]
+        units["q"] = units["q"] + through[..., None]
+        units["k"] = units["k"] + k_length[..., None] * (_t(seen) @ of_k)
+        units["v"] = units["v"] + _t(seen) @ ((u * cond * np.sqrt(solve.inverse) * q_length)[..., None] * d_abs)
+        units["alpha"] = units["alpha"] + np.sum(of_k[..., 0], axis=tuple(range(alpha.ndim, q_length.ndim)))
+    return units, sizes, counts
 
 
 @dataclass(frozen=True)
-class _Solve:
+class Solve:
     """y_i = (G_i + alpha I)^-1 q_i, a bound on its length however it is bracketed, and the condition of the system."""
 
     y: F64
@@ -198,8 +238,8 @@ class _Solve:
     inverse: F64
 
     @classmethod
-    def of(cls, call: Call, visible: np.ndarray) -> _Solve:
-        gram = np.einsum("...ij,...jd,...je->...ide", visible.astype(float), call.k, call.k)
+    def of(cls, call: Call) -> Solve:
+        gram, _ = call.sums_seen()
         values, vectors = np.linalg.eigh(gram)
         alpha = np.broadcast_to(np.asarray(call.options["alpha"], float), call.q.shape[:-2])[..., None]
         largest = np.maximum(values[..., -1], 0.0)

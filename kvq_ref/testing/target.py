@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import re
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, OPTIONAL, SIMPLE, Call, calls
 from kvq_ref.testing.frameworks import FRAMEWORKS, DetachedError
+from kvq_ref.testing.load import described, innermost
 from kvq_ref.testing.rounding import ROUNDOFF, Rounding, representable, rounding
 
 LAYOUTS = ("any", "bhtd", "bthd", "packed")
@@ -82,11 +84,13 @@ class Target:
         Whether it has a gradient at all.
     limit : float
         Seconds that one call may take.
+    on_call : callable, optional
+        Called with each :class:`Call` before the target is.
 
     Raises
     ------
     ValueError
-        An unknown form, framework, layout or dtype; a framework that is not installed.
+        An unknown form, framework, layout or dtype; a framework that is not installed; a device that is not there.
 
     Examples
     --------
@@ -110,6 +114,7 @@ class Target:
         backward: Callable[..., Any] | None = None,
         gradient: bool = True,
         limit: float = 30.0,
+        on_call: Callable[[Call], None] | None = None,
     ) -> None:
         if not callable(function):
             raise ValueError(f"target: expected a callable, got {type(function).__name__}")
@@ -122,7 +127,14 @@ class Target:
         self.assume = dict(assume or {})
         self.backward = backward
         self.limit = limit
-        self.framework.make(np.zeros(1), dtype, device)  # what cannot be made is said here
+        self.on_call = on_call
+        try:
+            self.framework.make(np.zeros(1), dtype, device)  # what cannot be made is said here
+        except ValueError:
+            raise
+        except Exception as error:
+            where = device or "the default device"
+            raise ValueError(f"device: no {dtype} array on {where}: {type(error).__name__}: {error}") from error
         self.names = _keywords(function, self.form, rename or {}, frozenset(drop) | set(self.assume))
         self.not_together: set[tuple[str, str]] = set()
         self.has_gradient = gradient and (backward is not None or self.framework.vjp is not None)
@@ -137,10 +149,15 @@ class Target:
 
     @property
     def offers(self) -> frozenset[str]:
-        """What a law may need: options, "gradient", "state"."""
-        state = {"state"} if set(STATE) <= set(self.names) else set()
-        gradient = {"gradient"} if self.has_gradient else set()
-        return frozenset(self.accepts | set(self.assume) | gradient | state)
+        """What a law may need: options that it can be given, and what :data:`kvq_ref.testing.laws.law.OFFERS` names."""
+        more = {
+            "gradient": self.has_gradient,
+            "state": set(STATE) <= set(self.names),
+            "causal": "is_causal" in self.accepts or bool(self.assume.get("is_causal")),
+            "keys apart": self.layout != "packed",
+            "broadcasting": self.layout == "any",
+        }
+        return self.accepts | {name for name, is_offered in more.items() if is_offered}
 
     def calls(self, **restrictions: Any) -> st.SearchStrategy[Call]:
         """Random calls that this target can be given."""
@@ -208,8 +225,10 @@ class Target:
             given = self._run(lambda: self.backward(cotangent, *arrays.values(), **self._named(options)))  # type: ignore[misc]
             if not isinstance(given, Mapping):
                 fields = getattr(given, "_asdict", None)
-                names = [*arrays] if fields is None else []
-                given = fields() if fields else dict(zip(names, given, strict=False))
+                if fields is None and not isinstance(given, tuple | list):
+                    what = f"returned {type(given).__name__} from its backward"
+                    raise MisbehavedError("type", f"{what}, expected a tuple, or a mapping by name")
+                given = fields() if fields else dict(zip(arrays, given, strict=False))
             grads = {name: g for name, g in given.items() if g is not None}
         else:
             assert self.framework.vjp is not None
@@ -269,10 +288,16 @@ class Target:
         """
         rng = np.random.default_rng(0)
         leading = () if self.layout == "any" else (1, 1)
-        q, k, v = (rng.choice(SIMPLE, (*leading, 4, 4)) for _ in range(3))
+        # Not the same length everywhere: some targets have a path of their own for that, which refuses nothing.
+        Tq, Tk, d, dv = (4, 4, 4, 4) if self.layout == "packed" else (3, 5, 4, 2)
+        q, k, v = (rng.choice(SIMPLE, (*leading, *shape)) for shape in ((Tq, d), (Tk, d), (Tk, dv)))
         alpha = {"alpha": 1.0} if "alpha" in self.accepts else {}
         plain = Call(q, k, v, {**self.assume, **alpha})
-        some: dict[str, Any] = {"mask": np.tri(4, dtype=bool), "bias": rng.choice(SIMPLE, (4, 4)), "is_causal": True}
+        some: dict[str, Any] = {
+            "mask": np.tri(Tq, Tk, dtype=bool),
+            "bias": rng.choice(SIMPLE, (Tq, Tk)),
+            "is_causal": True,
+        }
         some = {name: x for name, x in some.items() if name in self.accepts}
         self(plain)
         remarks = []
@@ -306,6 +331,8 @@ class Target:
 
     def _arguments(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arrays and options as the target takes them, the options by this package's names."""
+        if self.on_call is not None:
+            self.on_call(call)
         options = {}
         for name, x in call.options.items():
             if name in self.assume:
@@ -337,8 +364,8 @@ class Target:
     def _read(self, x: Any, shape: tuple[int, ...] | None, what: str, in_layout: bool = True) -> F64:
         try:
             values = self.framework.read(x)
-        except TypeError as error:
-            raise MisbehavedError("type", f"returned as {what}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise MisbehavedError("type", f"returned no usable {what}: {error}") from None
         if self.framework.dtype(x) != self.dtype and what != "gradient of alpha":  # a float has no dtype to keep
             raise MisbehavedError("dtype", f"returned the {what} in {self.framework.dtype(x)}, expected {self.dtype}")
         if shape is None:
@@ -360,24 +387,34 @@ class _Worker:
         self._thread: threading.Thread | None = None
         self._job: tuple[contextvars.Context, Callable[[], Any]] | None = None
         self._result: tuple[Any, BaseException | None] = (None, None)
+        self._hung = False
         self._given, self._done = threading.Semaphore(0), threading.Semaphore(0)
 
     def run(self, function: Callable[[], Any], limit: float) -> Any:
+        if self._hung:  # its thread is still busy: to wait once more would only take time
+            raise HungError("did not return from an earlier call")
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, daemon=True)
             self._thread.start()
         self._job = (contextvars.copy_context(), function)
         self._given.release()
         if not self._done.acquire(timeout=limit):
-            raise HungError(f"did not return within {limit:g} s")
+            self._hung = True
+            raise HungError(f"did not return within {limit:g} s{self._where()}")
         result, error = self._result
         if error is None:
             return result
         if isinstance(error, DetachedError | MisbehavedError):
             raise error
-        if isinstance(error, Exception | SystemExit):
-            raise MisbehavedError("raised", f"raised {type(error).__name__}: {_first_line(error)}") from error
-        raise error
+        raise MisbehavedError("raised", f"raised {described(error)}") from error
+
+    def _where(self) -> str:
+        frames, frame = [], sys._current_frames().get(self._thread.ident or 0) if self._thread else None
+        while frame is not None:
+            frames.append((frame.f_code.co_filename, frame.f_lineno))
+            frame = frame.f_back
+        place = innermost(frames[::-1])
+        return f", at {place}" if place else ""
 
     def _loop(self) -> None:
         while True:
@@ -441,8 +478,3 @@ def _parameters(function: Callable[..., Any]) -> tuple[set[str], bool]:
         first = re.match(r"\s*\w+\((.*)\)", (getattr(function, "__doc__", None) or "").partition("->")[0], re.DOTALL)
         return set(re.findall(r"(\w+)\s*(?:=|,|$|:)", first.group(1))) if first else set(), False
     return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else "(no message)"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvq_ref.config import config
+from kvq_ref.files import to_json, write_atomically
 from kvq_ref.lab.check import Check
-from kvq_ref.lab.files import to_json, write_atomically
 from kvq_ref.tour.findings import Findings, Options, TourError, as_dict
 from kvq_ref.tour.steps import steps
 

@@ -4,9 +4,17 @@ Each is a :class:`Law`: a statement, a formula, the forms that obey it, and a ch
 that compares numbers within a computed tolerance.
 """
 
+from kvq_ref.testing.laws.causality import CAUSALITY
 from kvq_ref.testing.laws.definition import DEFINITION
 from kvq_ref.testing.laws.law import Comparison, Law
+from kvq_ref.testing.laws.least_squares import FITS
+from kvq_ref.testing.laws.limits import LIMITS
+from kvq_ref.testing.laws.masks import MASKS
+from kvq_ref.testing.laws.pieces import PIECES
+from kvq_ref.testing.laws.scales import SCALES
+from kvq_ref.testing.laws.symmetry import SYMMETRY
+from kvq_ref.testing.laws.weights import WEIGHTS
 
-LAWS: tuple[Law, ...] = DEFINITION
+LAWS: tuple[Law, ...] = (*DEFINITION, *SYMMETRY, *WEIGHTS, *MASKS, *CAUSALITY, *SCALES, *PIECES, *FITS, *LIMITS)
 
 __all__ = ["LAWS", "Comparison", "Law"]

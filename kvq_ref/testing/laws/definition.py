@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from hypothesis import assume
 
-import kvq_ref
 from kvq_ref.testing.calls import F64, SIMPLE, Call
-from kvq_ref.testing.laws.law import Comparison, law
+from kvq_ref.testing.laws.dense import PHI, reference_gradients, scores
+from kvq_ref.testing.laws.law import Comparison, law, suppose
 from kvq_ref.testing.oracles import ORACLES
 from kvq_ref.testing.target import MisbehavedError, Target
-
-PHI = {"elu+1": lambda x: x + 1 if x > 0 else float(np.exp(x)), "relu": lambda x: max(x, 0.0)}
 
 
 def oracle(form: str, call: Call) -> F64:
     """The output by loops over the definition, in float64."""
     options = dict(call.options)
     if "feature_map" in options:
-        options["phi"] = PHI[options.pop("feature_map")]
+        phi = PHI[options.pop("feature_map")]
+        options["phi"] = lambda x: float(phi(np.asarray(x)))
     return ORACLES[form](call.q, call.k, call.v, **options)
-
-
-def reference_gradients(form: str, call: Call, dout: F64) -> dict[str, F64]:
-    """The gradients of the readable form, in float64."""
-    options: dict[str, Any] = {**call.options, "implementation": "reference"}
-    _, pullback = kvq_ref.vjp(getattr(kvq_ref, form), call.q, call.k, call.v, **options)
-    return {name: np.asarray(g) for name, g in pullback(dout)._asdict().items() if g is not None}
 
 
 @law(
@@ -75,8 +65,8 @@ def gradient_is_the_derivative(target: Target, call: Call) -> Iterator[Compariso
             call.but(q=call.q + np.copysign(0.0625, call.q), k=call.k + np.copysign(0.0625, call.k))
         )
     if target.form.startswith("expressive"):
-        scores = _scores(target.form, call)
-        assume(bool((np.max(np.abs(scores), axis=-1, initial=0.0, where=call.visible()) > 0.02).all()))
+        z = scores(target.form, call)
+        suppose(bool((np.max(np.abs(z), axis=-1, initial=0.0, where=call.visible()) > 0.02).all()))
     rng = call.rng()
     dout = target.representable(Call(call.dout(), call.k, call.v)).q
     directions = {name: rng.choice(SIMPLE, np.shape(x)) for name, x in call.arrays.items()}
@@ -126,16 +116,6 @@ def a_call_remembers_nothing(target: Target, call: Call) -> Iterator[Comparison]
         for name, again in target.gradients(call, dout).items():
             unit, limit = bound.unit[name], bound.limit[name]
             yield Comparison(f"gradient of {name} of a repeated call", again, before[name], unit, limit)
-
-
-def _scores(form: str, call: Call) -> F64:
-    """The scores z of a form that is a weighted mean, hidden pairs included."""
-    scale = call.get("scale") or (call.q.shape[-1] ** -0.5 if form == "softmax_attention" else 1.0)
-    query = call.q
-    if "alpha" in call.options:
-        gram = np.einsum("...ij,...jd,...je->...ide", call.visible().astype(float), call.k, call.k)
-        query = np.linalg.solve(gram + call.options["alpha"] * np.eye(gram.shape[-1]), call.q[..., None])[..., 0]
-    return np.asarray(scale * query @ np.swapaxes(call.k, -1, -2))
 
 
 DEFINITION = (conduct, definition, gradients, gradient_is_the_derivative, a_call_remembers_nothing)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hypothesis.errors import UnsatisfiedAssumption
 
 from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
 EVERY = frozenset(FORMS)
 LEAST_SQUARES = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
 WEIGHTED_MEANS = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
+SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
 PLAIN = EVERY - LEAST_SQUARES
+STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
+
+# What a target may offer besides options that it takes, and what is said where it does not.
+OFFERS: Mapping[str, str] = {
+    "gradient": "the target has no gradient",
+    "state": "the target has no state",
+    "causal": "the target is never causal",
+    "keys apart": "the target takes as many keys as queries",
+    "broadcasting": "the target's leading axes are fixed",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,12 @@ class Comparison:
 Check = Callable[..., Iterable[Comparison]]
 
 
+def suppose(condition: object) -> None:
+    """Pass over a call that a law is not about; unlike ``hypothesis.assume`` also where no test draws it."""
+    if not condition:
+        raise UnsatisfiedAssumption
+
+
 @dataclass(frozen=True)
 class Law:
     """A statement about attention that a correct implementation obeys.
@@ -85,7 +103,10 @@ class Law:
     forms : frozenset of str
         The forms that obey it.
     needs : frozenset of str
-        What the target must offer: options by name, "gradient", "state".
+        What the target must offer; see :data:`OFFERS`.
+    sets : frozenset of str
+        Options that the check gives by itself. They are needed too, and no option is drawn that
+        the target cannot be given beside them.
     draw : mapping
         Restrictions of the calls; see :func:`kvq_ref.testing.calls.calls`.
     more : mapping of str to strategy
@@ -97,6 +118,14 @@ class Law:
         Whether both sides may differ by the rounding of :mod:`kvq_ref.testing.rounding`, or in no bit.
     hint : str
         The usual cause where it is broken.
+    examples : float
+        Its share of the examples: below 1 where each is slow.
+
+    Examples
+    --------
+    >>> from kvq_ref.testing import LAWS
+    >>> LAWS[1].name, LAWS[1].statement
+    ('definition', "The output is that of the form's definition, evaluated in loops and in float64.")
     """
 
     name: str
@@ -105,18 +134,29 @@ class Law:
     check: Check
     forms: frozenset[str] = EVERY
     needs: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
     draw: Mapping[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     strict: bool = False
     tolerance: str = "rounding"
     hint: str = ""
+    examples: float = 1.0
 
     def why_not(self, target: Target) -> str | None:
         """Why this law says nothing about a target; None if it does."""
         if target.form not in self.forms:
             return f"not a law of {target.form}"
-        missing = sorted(self.needs - target.offers)
-        return f"the target has no {', no '.join(missing)}" if missing else None
+        missing = sorted((self.needs | self.sets) - target.offers)
+        if missing:
+            return "; ".join(OFFERS.get(name, f"the target does not take {name}") for name in missing)
+        for first, second in sorted(target.not_together):
+            if {first, second} <= self.sets:
+                return f"the target does not take {first} and {second} together"
+        if target.assume.get("is_causal") and self.draw.get("causal") is False:
+            return "the target is always causal"
+        if target.assume.get("feature_map") and not self.draw.get("features", True):
+            return "the target always has a feature map"
+        return None
 
 
 def law(latex: str, **properties: Any) -> Callable[[Check], Law]:
@@ -132,7 +172,7 @@ def law(latex: str, **properties: Any) -> Callable[[Check], Law]:
 
     def make(check: Check) -> Law:
         statement = inspect.cleandoc(check.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        for name in ("needs", "forms"):
+        for name in ("needs", "forms", "sets"):
             if name in properties:
                 properties[name] = frozenset(properties[name])
         return Law(check.__name__.replace("_", " "), statement, latex, check, **properties)

@@ -1,0 +1,144 @@
+"""The forms in plain NumPy, as one would write them first: what the mutants are small edits of.
+
+Correct, in few steps, and without protection against anything but overflow and empty rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def t(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+def sees(q: Array, k: Array, mask: Array | None = None, is_causal: bool = False, shift: int = 0) -> Array:
+    """Which query sees which key, shape (..., Tq, Tk)."""
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    seen = np.ones((Tq, Tk), bool) if mask is None else np.broadcast_to(mask, (*np.shape(mask)[:-2], Tq, Tk))
+    return seen & np.tri(Tq, Tk, k=shift, dtype=bool) if is_causal else seen
+
+
+def default_scale(q: Array, scale: float | None) -> float:
+    """Of softmax attention."""
+    return float(q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def exp_rows(z: Array, seen: Array) -> Array:
+    """exp(z - the row's maximum), and 0 where a key is hidden."""
+    z = np.where(seen, z, -np.inf)
+    top = np.max(z, axis=-1, keepdims=True)
+    return np.exp(z - np.where(np.isfinite(top), top, 0)).astype(z.dtype)
+
+
+def expressive_weight(z: Array) -> Array:
+    """z^2 / (1 + z^2), without overflow."""
+    r = 1 / np.maximum(np.abs(z), 1)
+    small = np.minimum(np.abs(z), 1)
+    return np.where(np.abs(z) > 1, 1 / (1 + r * r), small**2 / (1 + small**2)).astype(z.dtype)
+
+
+def mean(w: Array, v: Array) -> Array:
+    """The values' mean under these weights; zero where there is no weight."""
+    total = np.sum(w, axis=-1, keepdims=True)
+    return (w / np.where(total == 0, 1, total).astype(w.dtype)) @ v
+
+
+def grams(k: Array, seen: Array) -> Array:
+    """For each query the sum of k_j k_j^T over the keys that it sees, shape (..., Tq, d, d)."""
+    return np.einsum("...ij,...jd,...je->...ide", seen.astype(k.dtype), k, k)
+
+
+def precondition(q: Array, k: Array, alpha: Any, seen: Array) -> Array:
+    """(sum_j k_j k_j^T + alpha I)^-1 q_i for each query; worked in float64, where the mutants' bugs are not."""
+    h = grams(k.astype(np.float64), seen) + np.asarray(alpha)[..., None, None, None] * np.eye(k.shape[-1])
+    return np.linalg.solve(h, q[..., None].astype(np.float64))[..., 0].astype(q.dtype)
+
+
+def softmax(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    z = default_scale(q, scale) * q @ t(k) + (0 if bias is None else bias)
+    return mean(exp_rows(z, sees(q, k, mask, is_causal)), v)
+
+
+def expressive(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    w = expressive_weight((scale or 1) * q @ t(k)) * (1 if bias is None else exp_rows(bias, seen))
+    return mean(np.where(seen, w, 0), v)
+
+
+def feature(x: Array, feature_map: str | None) -> Array:
+    """phi(x): x itself, or elu(x) + 1."""
+    return x if feature_map is None else np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def linear(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    feature_map: str | None = None,
+    normalize: bool = False,
+) -> Array:
+    w = (1 if scale is None else scale) * feature(q, feature_map) @ t(feature(k, feature_map))
+    w = np.where(sees(q, k, mask, is_causal), w, 0)
+    return mean(w, v) if normalize else w @ v
+
+
+def intention(q: Array, k: Array, v: Array, *, alpha: Any, mask: Array | None = None, is_causal: bool = False) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    return np.where(seen, precondition(q, k, alpha, seen) @ t(k), 0) @ v
+
+
+def sigma(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    y = precondition(q, k, alpha, sees(q, k, mask, is_causal))
+    return softmax(y, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=1.0 if scale is None else scale)
+
+
+def expressive_intention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    y = precondition(q, k, alpha, sees(q, k, mask, is_causal))
+    return expressive(y, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
