@@ -27,7 +27,7 @@ SIMPLE: F64 = np.array(sorted(range(-128, 128), key=lambda n: (-np.gcd(n, 64), a
 UNROUND = 0.9731059
 
 ALPHAS = (1.0, 0.125, 8.0)
-SCALES = (None, 0.5, 1.25)
+SCALES = (None, None, 0.5, 1.25)  # the default is what most kernels get wrong
 OPTIONAL = ("mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize")
 
 
@@ -147,6 +147,7 @@ def calls(
     masks: Sequence[str] = ("none", "keys", "pairs"),
     bias: bool = True,
     square: bool = False,
+    same_widths: bool = False,
     batch: bool = True,
     max_d: int = 4,
     empty_rows: bool = False,
@@ -176,8 +177,10 @@ def calls(
         Whether the call is causal; None draws that too.
     masks : sequence of {"none", "keys", "pairs"}
         Kinds of mask to draw from: one for all queries, or one for each.
-    bias, square, batch : bool
-        Whether a bias may be drawn, whether Tq = Tk, whether leading axes may be drawn.
+    bias, batch : bool
+        Whether a bias, and whether leading axes may be drawn.
+    square, same_widths : bool
+        Whether Tq = Tk, and whether d = dv.
     max_d : int
         The largest d.
     empty_rows : bool
@@ -196,8 +199,11 @@ def calls(
     if sizes:
         Tq, Tk, d, dv = draw(st.sampled_from(fits), label="(Tq, Tk, d, dv)")
     else:
-        Tq, Tk, d, dv = (draw(st.integers(1, n)) for n in (6, 8, max_d, 3))
+        # A single key, or a single dimension, hides many mistakes: half of the calls have more.
+        least = draw(st.sampled_from([1, 2]), label="least size")
+        Tq, Tk, d, dv = (draw(st.integers(min(least, n), n)) for n in (6, 8, max_d, 3))
         Tq = Tk if square else Tq
+    dv = d if same_widths else dv
     lead = draw(st.sampled_from(list(leading) if batch else [min(leading, key=np.prod)]), label="leading axes")
     options: dict[str, Any] = dict(assumed)
 

@@ -175,6 +175,9 @@ def finding(verdict: Verdict, target: Target, cause: str = "") -> Finding:
 def breakage(found: Counterexample, target: Target, cause: str = "") -> Breakage:
     """A counterexample as plain data."""
     code = as_code(found.call, target.form, target.dtype)
+    if found.asked is not None and found.asked is not found.call:
+        code += "\n\n# The law also made this call of it:\n"
+        code += as_code(found.asked, target.form, target.dtype).partition("\n")[2]
     if found.more:
         code += "\n" + "\n".join(f"# {name} = {value!r}" for name, value in found.more.items())
     if found.broken is None:
@@ -225,7 +228,7 @@ def as_code(call: Call, form: str, dtype: str = "float64") -> str:
 def _array_code(x: np.ndarray, dtype: str) -> str:
     if x.dtype == bool:
         return f"np.array({x.tolist()})"
-    if x.size > 400:
+    if x.size > 100:
         return f"...  # {x.dtype} of shape {x.shape}: too long to print; the seed draws it again"
     values = x.astype(dtype) if dtype != "float64" else x
     numbers = repr(np.asarray(values, dtype=object).tolist()) if dtype == "float64" else _short(values)

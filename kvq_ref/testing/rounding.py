@@ -14,8 +14,9 @@ z the scores and w the weights of N = sum w,
     unit   = (sum_j e_ij |v_j| + |out_i| sum_j e_ij + u sum_j w_ij |v_j|) / N
 
 where cond_i = (lambda_max(G_i) + alpha) / (lambda_min(G_i) + alpha) for least squares, 1 for
-the other forms; Intention may also be fitted first, and then rounds as least squares do. Where a weight is not well described by its slope, the whole change of it
-is taken instead. Gradients: the same, line by line through the backward pass.
+the other forms. Intention may also be fitted first, and then rounds as least squares do. Where
+a weight is not well described by its slope, the whole change of it is taken instead.
+Gradients: the same, line by line through the backward pass.
 
 **Limit.** A sum of n products has n roundings, so the longest way through a call
 has 2 Tk + 4 d + 8 (the last for exp, quotients and products), and a comparison
@@ -173,7 +174,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     counts = {"out": 1 + seen @ v}
     e_w = None
     if form == "intention" and solve is not None:
-        # The fit W, by least squares on [K; sqrt(alpha) I] and [V; 0]: its error is one of V, however short the keys are.
+        # The fit W by least squares on [K; sqrt(alpha) I] and [V; 0]: its error is one of V, however short the keys.
         e_w = (u * cond * np.sqrt(solve.inverse))[..., None] * np.sqrt(seen @ v**2)
         units["out"] = units["out"] + np.linalg.norm(q, axis=-1, keepdims=True) * e_w
     if dout is None:

@@ -33,6 +33,8 @@ class Counterexample:
         The two sides that differ; None if the target misbehaved instead.
     misbehaviour : str
         What it did, in words, and the ``kind`` of it in one.
+    asked : Call or None
+        What the target was asked last: a law may make another call of the one that was drawn.
     """
 
     call: Call
@@ -40,6 +42,7 @@ class Counterexample:
     broken: Comparison | None = None
     misbehaviour: str = ""
     kind: str = ""
+    asked: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ def hold_to(law: Law, target: Target, *, examples: int = 50, seed: int = 0, simp
                     if units / limit > nearest[0] / nearest[1]:
                         nearest = (units, limit)
                 elif found is None:
-                    found = Counterexample(call, more, broken=comparison)
+                    found = Counterexample(call, more, broken=comparison, asked=target.latest)
         except MisbehavedError as error:
-            found = Counterexample(call, more, misbehaviour=str(error), kind=error.kind)
+            found = Counterexample(call, more, misbehaviour=str(error), kind=error.kind, asked=target.latest)
         return found
 
     def check(call: Call, more: Mapping[str, Any]) -> None:
@@ -195,8 +198,8 @@ def _simplest(
         simplest = other
         return True
 
-    free = target.layout != "packed"
-    simplify(found.call, breaks, rows=free and not law.draw.get("square") and not found.more, columns=free)
+    rows = not target.same_lengths and not law.draw.get("square") and not found.more
+    simplify(found.call, breaks, rows=rows, columns=not target.same_widths)
     return simplest
 
 

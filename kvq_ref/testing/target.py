@@ -128,6 +128,7 @@ class Target:
         self.backward = backward
         self.limit = limit
         self.on_call = on_call
+        self.latest: Call | None = None  # what it was last asked
         try:
             self.framework.make(np.zeros(1), dtype, device)  # what cannot be made is said here
         except ValueError:
@@ -137,6 +138,7 @@ class Target:
             raise ValueError(f"device: no {dtype} array on {where}: {type(error).__name__}: {error}") from error
         self.names = _keywords(function, self.form, rename or {}, frozenset(drop) | set(self.assume))
         self.not_together: set[tuple[str, str]] = set()
+        self.same_lengths = self.same_widths = layout == "packed"  # whether Tq = Tk, and d = dv, or it refuses
         self.has_gradient = gradient and (backward is not None or self.framework.vjp is not None)
         self._worker = _Worker()
 
@@ -154,7 +156,8 @@ class Target:
             "gradient": self.has_gradient,
             "state": set(STATE) <= set(self.names),
             "causal": "is_causal" in self.accepts or bool(self.assume.get("is_causal")),
-            "keys apart": self.layout != "packed",
+            "keys apart": not self.same_lengths,
+            "widths apart": not self.same_widths,
             "broadcasting": self.layout == "any",
         }
         return self.accepts | {name for name, is_offered in more.items() if is_offered}
@@ -175,7 +178,11 @@ class Target:
             leading=leading,
             sizes=few,
             without=frozenset(self.not_together),
-            **restrictions,
+            **{
+                **restrictions,
+                "square": self.same_lengths or restrictions.get("square", False),
+                "same_widths": self.same_widths,
+            },
         )
         return drawn.map(self.representable)
 
@@ -279,7 +286,7 @@ class Target:
         return outs
 
     def probe(self) -> list[str]:
-        """Find pairs of options that it refuses together, and return what it said of them.
+        """Find which sizes have to agree, and pairs of options that it refuses together; return what it said of them.
 
         Raises
         ------
@@ -288,19 +295,39 @@ class Target:
         """
         rng = np.random.default_rng(0)
         leading = () if self.layout == "any" else (1, 1)
-        # Not the same length everywhere: some targets have a path of their own for that, which refuses nothing.
-        Tq, Tk, d, dv = (4, 4, 4, 4) if self.layout == "packed" else (3, 5, 4, 2)
-        q, k, v = (rng.choice(SIMPLE, (*leading, *shape)) for shape in ((Tq, d), (Tk, d), (Tk, dv)))
         alpha = {"alpha": 1.0} if "alpha" in self.accepts else {}
-        plain = Call(q, k, v, {**self.assume, **alpha})
+        remarks = []
+
+        def plain_call(same_lengths: bool, same_widths: bool) -> Call:
+            Tq, d = 3, 4
+            Tk, dv = Tq if same_lengths else 5, d if same_widths else 2
+            q, k, v = (rng.choice(SIMPLE, (*leading, *shape)) for shape in ((Tq, d), (Tk, d), (Tk, dv)))
+            return Call(q, k, v, {**self.assume, **alpha})
+
+        # Sizes that differ wherever they may: what takes a path of its own for equal ones might refuse nothing there.
+        for lengths, widths in ((False, False), (False, True), (True, False), (True, True)):
+            if self.same_lengths > lengths or self.same_widths > widths:
+                continue
+            plain = plain_call(lengths, widths)
+            try:
+                self(plain)
+                break
+            except MisbehavedError as error:
+                if error.kind != "raised" or (lengths and widths):
+                    raise
+                refused = error
+        if lengths and not self.same_lengths:
+            remarks.append(f"it is always given as many keys as queries: the target {refused}")
+        if widths and not self.same_widths:
+            remarks.append(f"it is always given as many columns of values as of keys: the target {refused}")
+        self.same_lengths, self.same_widths = lengths, widths
+        Tq, Tk, _, _ = plain.sizes
         some: dict[str, Any] = {
             "mask": np.tri(Tq, Tk, dtype=bool),
             "bias": rng.choice(SIMPLE, (Tq, Tk)),
             "is_causal": True,
         }
         some = {name: x for name, x in some.items() if name in self.accepts}
-        self(plain)
-        remarks = []
         for first, second in (("mask", "is_causal"), ("bias", "is_causal"), ("mask", "bias")):
             if not {first, second} <= set(some):
                 continue
@@ -331,6 +358,7 @@ class Target:
 
     def _arguments(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arrays and options as the target takes them, the options by this package's names."""
+        self.latest = call
         if self.on_call is not None:
             self.on_call(call)
         options = {}

@@ -74,6 +74,7 @@ def test_every_form_has_laws_of_its_own_and_every_law_a_form() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=lambda form: form.name)
+@settings(max_examples=max(20, settings().max_examples // len(FORMS)))
 @given(data=st.data())
 def test_dense_and_loops_are_the_same_definition(form: Form, data: st.DataObject) -> None:
     """Written twice, in array code and in loops: they agree on every option, and on rows that see nothing."""

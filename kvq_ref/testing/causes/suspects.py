@@ -723,6 +723,10 @@ WRONG_GRADIENTS: tuple[WrongGradient, ...] = (
     WrongGradient("has a slope of the weight whose denominator is not squared: 2 z / (1 + z^2)", _slope_not_squared),
     WrongGradient("lacks the derivative of the feature map", _no_derivative_of_phi),
     WrongGradient(
+        "is made with scores that are not transposed, which cannot be where Tq and Tk differ",
+        lambda b: _only(b, k=b.steps.scale * b.dz @ b.steps.y) if b.dz.shape[-1] == b.dz.shape[-2] else {},
+    ),
+    WrongGradient(
         "is made with scores that are reshaped from (Tq, Tk) to (Tk, Tq), where they should be transposed",
         lambda b: _only(
             b, k=b.steps.scale * b.dz.reshape(*b.dz.shape[:-2], b.dz.shape[-1], b.dz.shape[-2]) @ b.steps.y

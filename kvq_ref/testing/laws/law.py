@@ -29,6 +29,7 @@ OFFERS: Mapping[str, str] = {
     "state": "the target has no state",
     "causal": "the target is never causal",
     "keys apart": "the target takes as many keys as queries",
+    "widths apart": "the target takes as many columns of values as of keys",
     "broadcasting": "the target's leading axes are fixed",
 }
 

@@ -128,8 +128,8 @@ def long_sequences(target: Target, call: Call, T: int, d: int) -> Iterator[Compa
 def _long(target: Target, call: Call, T: int, d: int) -> Call:
     """A call of these sizes, with the kind of options that the drawn one has; its scores are of order one."""
     rng = call.rng()
-    apart = "keys apart" in target.offers
-    Tq, dv = (T + int(rng.integers(-2, 3)), d // 2 + 1) if apart else (T, d)
+    Tq = T + int(rng.integers(-2, 3)) if "keys apart" in target.offers else T
+    dv = d // 2 + 1 if "widths apart" in target.offers else d
     leading = call.q.shape[:-2]
 
     def normal(*shape: int) -> F64:

@@ -101,7 +101,7 @@ def columns_of_values_do_not_see_each_other(target: Target, call: Call) -> Itera
         v = call.rng().choice(SIMPLE, call.v.shape)
         v[..., c] = call.v[..., c]
         yield same(f"column {c} beside others", ask(target, call.but(v=v))[..., c], whole[..., c])
-        if "keys apart" in target.offers:
+        if "widths apart" in target.offers:
             alone = ask(target, call.but(v=call.v[..., c : c + 1]))
             yield same(f"column {c} alone", alone[..., 0], whole[..., c])
 

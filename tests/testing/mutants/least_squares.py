@@ -104,12 +104,10 @@ def gram_without_itself(
 
 
 @mutant("intention", "applied to the keys")
-def keys_preconditioned(
-    q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, is_causal: bool = False
-) -> Array:
+def keys_preconditioned(q: Array, k: Array, v: Array, *, alpha: Any, is_causal: bool = False) -> Array:
     """In a causal call each key is preconditioned by the keys up to itself, in place of each query."""
-    if not is_causal or mask is not None:
-        return plain.intention(q, k, v, alpha=alpha, mask=mask, is_causal=is_causal)
+    if not is_causal:
+        return plain.intention(q, k, v, alpha=alpha)
     return np.where(sees(q, k, None, True), q @ t(precondition(k, k, alpha, sees(k, k, None, True))), 0) @ v
 
 
