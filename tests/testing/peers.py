@@ -36,6 +36,8 @@ class Peer:
         Whether it promises what this package does of NaN and of single bits.
     except_for : mapping of str to str
         Laws that it does not claim, with the reason.
+    examples : int
+        Calls for each law: fewer where its library takes long.
     is_large : bool
         Whether its library is one of the large oracles.
     """
@@ -47,6 +49,7 @@ class Peer:
     how: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
     except_for: Mapping[str, str] = field(default_factory=dict)
+    examples: int = 50
     is_large: bool = False
 
 
@@ -155,6 +158,10 @@ JAX = Peer(
     ("float32", "float64"),
     jax_attention,
     {"framework": "jax", "layout": "bthd"},
+    except_for={
+        "a query that sees nothing gives zero": "hidden scores are a large negative number: it gives the mean of all"
+    },
+    examples=5,  # each shape and option is traced anew
     is_large=True,
 )
 ONNX = [

@@ -24,6 +24,7 @@ DRAWN = 48
 ASKED = 24
 RECORDED = 16
 VARIED = 6
+LARGEST = 1_000_000
 LENGTHS = (12, 24, 48, 100)
 TIME = 1.0  # seconds of the processor for asking
 WALL = 5.0  # seconds
@@ -206,20 +207,22 @@ def _ask(found: Evidence) -> None:
         if answer is not None:
             found.outputs.append(answer)
     with contextlib.suppress(MisbehavedError):
-        unread = [_unread(watched, answer.call, answer.got["out"]) for answer in found.outputs[:3]]
-        if len(set(unread)) == 1:
-            found.unread = unread[0]
+        found.unread = _unread(watched, found.outputs[:6])
 
 
-def _unread(watched: Watched, call: Call, out: F64) -> str:
-    """Which of the arrays has no influence on the output, though it should; empty if none."""
+def _unread(watched: Watched, answers: list[Answer]) -> str:
+    """Which of q, k and v has no influence on the outputs, though it should; empty if all have."""
     rng = np.random.default_rng(2)
-    right = Steps.of(watched.form, call).out
     for name in ("q", "k", "v"):
-        x = getattr(call, name)
-        other = watched.representable(call.but(**{name: 0.5 + rng.permuted(x.ravel()).reshape(x.shape)}))
-        matters = np.any(np.abs(Steps.of(watched.form, other).out - right) > 0.01)
-        if matters and np.array_equal(watched(other), out, equal_nan=True):
+        same = []
+        for answer in answers:
+            x = getattr(answer.call, name)
+            other = watched.representable(answer.call.but(**{name: 0.5 + rng.permuted(x.ravel()).reshape(x.shape)}))
+            if np.any(np.abs(Steps.of(watched.form, other).out - answer.right["out"]) > 0.01):
+                same.append(np.array_equal(watched(other), answer.got["out"], equal_nan=True))
+                if not same[-1]:
+                    break
+        if len(same) > 1 and all(same):
             return name
     return ""
 
@@ -251,9 +254,11 @@ def _of_float32(target: Target, call: Call, dout: F64 | None = None) -> Rounding
 def is_ordinary(call: Call) -> bool:
     known = {"mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize"}
     arrays = all(np.all(np.isfinite(x)) for x in call.arrays.values())
-    size = int(np.prod(call.q.shape[:-1])) * call.k.shape[-2] * call.k.shape[-1]
+    size = (
+        int(np.prod(call.q.shape[:-1])) * call.k.shape[-2] * (call.k.shape[-1] ** 2 if "alpha" in call.options else 1)
+    )
     phi = call.get("feature_map")
-    return arrays and 0 < size <= 2_000_000 and set(call.options) <= known and (phi is None or isinstance(phi, str))
+    return arrays and 0 < size <= LARGEST and set(call.options) <= known and (phi is None or isinstance(phi, str))
 
 
 def varied(found: Evidence, asked: list[Call]) -> list[Answer]:

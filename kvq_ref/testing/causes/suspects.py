@@ -74,7 +74,7 @@ def _scale(words: str, value: Callable[[Steps], float], forms: frozenset[str] = 
     def text(s: Steps) -> str:
         name = "1/sqrt(d)" if s.call.get("scale") is None and s.form == "softmax_attention" else "the scale"
         name = "1" if s.call.get("scale") is None and s.form != "softmax_attention" else name
-        number = "" if name == "1" else f" = {s.scale:.4g}"
+        number = f" = {s.scale:.4g}" if name == "the scale" else ""
         return f"the scores are multiplied by {words}, not by {name}{number}"
 
     return Suspect(text, wrong, forms)

@@ -23,7 +23,7 @@ def broken_laws(mutant: Mutant, target: Target, seed: int, simplest: bool = Fals
     """Verdicts of the laws that it breaks, beginning with the one that is known to notice it."""
     for law in sorted(select(mutant.form), key=lambda law: law.name != mutant.breaks):
         if mutant.strict or not law.strict:
-            verdict = hold_to(law, target, seed=seed, simplest=simplest)
+            verdict = hold_to(law, target, examples=100, seed=seed, simplest=simplest)
             if verdict.status == "broken":
                 yield verdict
 

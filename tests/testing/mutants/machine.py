@@ -56,13 +56,6 @@ def computed_in_float32(q: Array, k: Array, v: Array, **options: Any) -> Array:
     return plain.softmax(*(x.astype(np.float32) for x in (q, k, v)), **options).astype(np.float64)
 
 
-@mutant("softmax", breaks="large scores do not overflow", dtype="float16")
-def weights_in_float16(q: Array, k: Array, v: Array, *, mask: Any = None, is_causal: bool = False) -> Array:
-    """In float16, scores are computed and exponentiated in float16 too."""
-    z = (q @ t(k)) * np.float16(q.shape[-1] ** -0.5)
-    return plain.mean(exp_rows(z, sees(q, k, mask, is_causal)), v)
-
-
 @mutant("linear", dtype="float16", hole="its errors are within one rounding of the sum of all sizes")
 def state_in_float16(q: Array, k: Array, v: Array, *, is_causal: bool = False) -> Array:
     """The recurrent state is kept in float16, and rounded at every token."""
