@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -46,12 +47,9 @@ def test_the_laws_find_it(mutant: Mutant, rng: np.random.Generator) -> None:
     for _ in range(SEEDS):
         seed = int(rng.integers(2**32))
         verdicts = broken_laws(mutant, target_of(mutant), seed)
-        found = list(verdicts) if THOROUGH else [verdict for verdict, _ in zip(verdicts, range(1), strict=False)]
+        found = list(verdicts) if THOROUGH else list(islice(verdicts, 1))
         names = [verdict.law.name for verdict in found]
         print(f"{mutant.name} breaks {', '.join(names) or 'nothing'} ({seed=})")
-        if mutant.hole:
-            assert not names, f"a law has been found: its hole is to be taken out ({seed=})"
-        else:
-            assert names, f"{mutant.bug} No law notices that ({seed=})"
-            kinds = {v.counterexample.kind for v in found if v.counterexample is not None}
-            assert "raised" not in kinds or any("raise" in words or "differ" in words for words in mutant.cause)
+        assert names, f"{mutant.bug} No law notices that ({seed=})"
+        kinds = {v.counterexample.kind for v in found if v.counterexample is not None}
+        assert "raised" not in kinds or any("raise" in words or "differ" in words for words in mutant.cause)

@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
-from testing.peers import PEERS, Peer
 
 from kvq_ref.testing import verify
+from testing.peers import PEERS, Peer
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 SEEDS = 20 if THOROUGH else 1

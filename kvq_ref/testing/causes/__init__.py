@@ -29,7 +29,7 @@ from kvq_ref.testing.causes.evidence import (
     watch,
 )
 from kvq_ref.testing.causes.steps import Bool, Steps
-from kvq_ref.testing.causes.suspects import SUSPECTS, WRONG_GRADIENTS, Suspect, of_another_function
+from kvq_ref.testing.causes.suspects import NO_MAXIMUM, SUSPECTS, WRONG_GRADIENTS, Suspect, of_another_function
 from kvq_ref.testing.rounding import HALF, ROUNDOFF
 from kvq_ref.testing.run import Counterexample, Verdict
 from kvq_ref.testing.target import HungError, Target
@@ -285,7 +285,7 @@ def _reason(target: Target, call: Call, rows: Any) -> str:
     compute = {"bfloat16": "float32"}.get(target.dtype, target.dtype)
     top = float(np.finfo(compute).max)
     if target.form in ("softmax_attention", "sigma_intention") and largest > 0.9 * np.log(min(top, 65504.0)):
-        return "exp overflows where scores are large: the maximum of the row has to be taken out first"
+        return NO_MAXIMUM
     if target.form.startswith("expressive") and largest > min(top, 65504.0) ** 0.5:
         return "the square of a large score overflows, and infinity over infinity is NaN: above 1, write it in 1/z"
     return ""

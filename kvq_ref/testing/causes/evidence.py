@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,10 @@ from kvq_ref.testing.rounding import Rounding, rounding
 from kvq_ref.testing.run import Counterexample
 from kvq_ref.testing.target import MisbehavedError, Target
 
-DRAWN = 48
+DRAWN = 96
 ASKED = 24
 RECORDED = 16
+SQUARE = 4
 VARIED = 6
 LARGEST = 1_000_000
 LENGTHS = (12, 24, 48, 100)
@@ -160,10 +162,30 @@ def random_calls(target: Target) -> list[Call]:
         drawn.append(call)
 
     draw()
+    # First one call of each combination of options, then more of them.
+    seen: Counter[frozenset[str]] = Counter()
+    turns = []
+    for call in drawn:
+        kind = frozenset(name for name, x in call.options.items() if x is not False)
+        turns.append((min(call.sizes[:2]) == 1, seen[kind]))
+        seen[kind] += min(call.sizes[:2]) > 1
+    ordered = [drawn[i] for i in sorted(range(len(drawn)), key=turns.__getitem__)]
+    if "keys apart" in target.offers:
+        ordered = [_square(call) for call in ordered if _has_pairs(call)][:SQUARE] + ordered
     rng = np.random.default_rng(0)
-    filled = [target.representable(_fill(call, rng)) for call in drawn]
-    large = [call for call in filled if min(call.sizes[:2]) > 1]
-    return (large + [call for call in filled if min(call.sizes[:2]) == 1])[:ASKED]
+    return [target.representable(_fill(call, rng)) for call in ordered[:ASKED]]
+
+
+def _has_pairs(call: Call) -> bool:
+    """Whether it has a mask or a bias for each query."""
+    Tq = call.sizes[0]
+    return Tq > 1 and any(np.shape(call.options[n])[-2] == Tq for n in ("mask", "bias") if n in call.options)
+
+
+def _square(call: Call) -> Call:
+    """With as many queries as keys."""
+    n = min(call.sizes[:2])
+    return call.queries(slice(n)).keys(slice(n))
 
 
 def _fill(call: Call, rng: np.random.Generator, keeps_mask: bool = False) -> Call:
@@ -254,9 +276,8 @@ def _of_float32(target: Target, call: Call, dout: F64 | None = None) -> Rounding
 def is_ordinary(call: Call) -> bool:
     known = {"mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize"}
     arrays = all(np.all(np.isfinite(x)) for x in call.arrays.values())
-    size = (
-        int(np.prod(call.q.shape[:-1])) * call.k.shape[-2] * (call.k.shape[-1] ** 2 if "alpha" in call.options else 1)
-    )
+    per_pair = call.k.shape[-1] ** 2 if "alpha" in call.options else 1
+    size = int(np.prod(call.q.shape[:-1])) * call.k.shape[-2] * per_pair
     phi = call.get("feature_map")
     return arrays and 0 < size <= LARGEST and set(call.options) <= known and (phi is None or isinstance(phi, str))
 

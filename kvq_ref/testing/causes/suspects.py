@@ -32,6 +32,10 @@ SOFTMAX = frozenset({"softmax_attention", "sigma_intention"})
 EXPRESSIVE = frozenset({"expressive_attention", "expressive_intention"})
 LINEAR = frozenset({"linear_attention"})
 SCALED = EVERY - {"intention"}
+NO_MAXIMUM = (
+    "exp overflows where scores are large, and vanishes where all of a row are very negative: the row's maximum has to "
+    "be taken out first"
+)
 TILES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -297,6 +301,13 @@ def _over_queries(s: Steps) -> F64:
     return np.asarray(w / np.where(total == 0, 1.0, total) @ s.v)
 
 
+def _no_maximum(s: Steps, dtype: str) -> F64:
+    """NaN where exp overflows; zero where all of a row vanish."""
+    w = np.where(s.sees, np.exp((s.z + s.bias).astype(dtype)).astype(float), 0.0)
+    total = np.sum(w, axis=-1, keepdims=True)
+    return np.asarray(w / np.where(total == 0, 1.0, total) @ s.v)
+
+
 def _maximum_of_all(s: Steps, dtype: str, of_hidden: bool) -> F64:
     """One maximum for all rows: in a row far below it, exp gives zero."""
     z = np.where(s.sees, s.z + s.bias, -np.inf)
@@ -358,6 +369,7 @@ WEIGHTS = (
         lambda s: s.but(weight=plain, is_normalized=False),
         WEIGHTED_MEANS,
     ),
+    *(Suspect(NO_MAXIMUM, partial(_no_maximum, dtype=dtype), SOFTMAX) for dtype in ("float32", "float64")),
     *(
         Suspect(
             "exp is taken relative to the largest score of all rows: a row needs its own maximum",

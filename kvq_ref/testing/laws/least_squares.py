@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.laws.dense import PLAIN_FORM, dense, preconditioned, transpose
-from kvq_ref.testing.laws.law import LEAST_SQUARES, Comparison, law
+from kvq_ref.testing.laws.law import LEAST_SQUARES, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, at_most, computed, exactly, same
 from kvq_ref.testing.rounding import Solve
 from kvq_ref.testing.target import Target
@@ -146,6 +146,25 @@ def intention_without_penalty_interpolates(target: Target, call: Call) -> Iterat
     yield same("output, against the values", ask(target, call), exactly(call.v))
 
 
+@law(
+    r"f(Q, K, V; \alpha)_b = f(Q_b, K_b, V_b; \alpha_b)",
+    forms=LEAST_SQUARES,
+    needs={"alpha"},
+    strict=True,
+    hint="one alpha is used for every entry of the batch",
+)
+def each_entry_of_a_batch_may_have_its_alpha(target: Target, call: Call) -> Iterator[Comparison]:
+    """An array of alphas, one for each entry of the batch, is what each alpha gives its entry."""
+    leading = call.q.shape[:-2]
+    suppose(np.prod(leading) > 1)
+    alphas = call.rng().permutation(2.0 ** np.arange(np.prod(leading))).reshape(leading)
+    whole = ask(target, call.but(alpha=alphas))
+    for index in np.ndindex(leading):
+        at = tuple(slice(i, i + 1) for i in index)
+        alone = call.entry(at).but(alpha=float(alphas[index]))
+        yield same(f"output of entry {index} with its alpha", whole[at], ask(target, alone))
+
+
 FITS = (
     least_squares_forms_are_plain_forms_of_other_queries,
     the_fit_solves_the_normal_equations,
@@ -153,4 +172,5 @@ FITS = (
     orthonormal_keys_make_intention_linear,
     intention_remembers,
     intention_without_penalty_interpolates,
+    each_entry_of_a_batch_may_have_its_alpha,
 )

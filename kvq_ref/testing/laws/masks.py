@@ -109,6 +109,22 @@ def a_mask_hides_nan(target: Target, call: Call, junk: float) -> Iterator[Compar
     yield from _unchanged(target, call, call.but(**changes), slice(None))
 
 
+@law(
+    r"m_{ij} = 1,\ v_j = \mathrm{NaN} \Rightarrow O_i = \mathrm{NaN}",
+    strict=True,
+    tolerance="exact",
+    hint="NaN is replaced on the way: whoever calls never learns that an input is broken",
+)
+def nan_is_passed_on(target: Target, call: Call) -> Iterator[Comparison]:
+    """The output of a query that sees a value of NaN is NaN, and that of one that does not is a number."""
+    j = int(call.rng().integers(call.k.shape[-2]))
+    v = call.v.copy()
+    v[..., j, :] = np.nan
+    out = np.isnan(target(call.but(v=v)))
+    sees = np.broadcast_to(call.visible()[..., j : j + 1], out.shape)
+    yield Comparison("whether outputs are NaN", out.astype(float), sees.astype(float))
+
+
 def _unchanged(target: Target, call: Call, poisoned: Call, own: slice) -> Iterator[Comparison]:
     """The poisoned call gives what the clean one does; no rounding is asked about what is NaN."""
     clean = ask(target, call)
@@ -210,4 +226,5 @@ MASKS = (
     bias_of_a_hidden_pair_changes_no_bit,
     padding_may_hold_anything,
     a_mask_hides_nan,
+    nan_is_passed_on,
 )

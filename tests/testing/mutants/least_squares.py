@@ -37,6 +37,12 @@ def alpha_ignored(q: Array, k: Array, v: Array, *, alpha: Any, **options: Any) -
     return plain.sigma(q, k, v, alpha=1e-4 + 0 * np.asarray(alpha), **options)
 
 
+@mutant("intention", "alpha of batch entry 0", strict=True, breaks="each entry of a batch may have its alpha")
+def alpha_of_first_batch(q: Array, k: Array, v: Array, *, alpha: Any, **options: Any) -> Array:
+    """The first sequence's alpha is used for all."""
+    return plain.intention(q, k, v, alpha=np.asarray(alpha).flat[0] + 0 * np.asarray(alpha), **options)
+
+
 @mutant("intention", "the regression is multiplied by alpha")
 def alpha_times_the_inverse(q: Array, k: Array, v: Array, *, alpha: Any, **options: Any) -> Array:
     """(K^T K / alpha + I)^-1, which is alpha times what it should be."""
@@ -132,7 +138,7 @@ def preconditioned_twice(
     return plain.expressive_intention(y, k, v, alpha=alpha, mask=mask, is_causal=is_causal, **options)
 
 
-@mutant("intention", "d is larger than 2")
+@mutant("intention")
 def solver_stops_early(q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, is_causal: bool = False) -> Array:
     """Conjugate gradients that stop after two steps: enough for d = 2."""
     seen = sees(q, k, mask, is_causal)

@@ -56,19 +56,6 @@ def computed_in_float32(q: Array, k: Array, v: Array, **options: Any) -> Array:
     return plain.softmax(*(x.astype(np.float32) for x in (q, k, v)), **options).astype(np.float64)
 
 
-@mutant("linear", dtype="float16", hole="its errors are within one rounding of the sum of all sizes")
-def state_in_float16(q: Array, k: Array, v: Array, *, is_causal: bool = False) -> Array:
-    """The recurrent state is kept in float16, and rounded at every token."""
-    if not is_causal:
-        return plain.linear(*(x.astype(np.float32) for x in (q, k, v))).astype(np.float16)
-    s, rows = np.float16(0), []
-    for i in range(q.shape[-2]):
-        if i < k.shape[-2]:
-            s = s + t(k[..., i : i + 1, :]) @ v[..., i : i + 1, :]
-        rows.append(q[..., i : i + 1, :] @ s)
-    return np.concatenate(rows, axis=-2)
-
-
 # ---- NaN and infinity ----------------------------------------------------------------
 
 
@@ -81,10 +68,10 @@ def hidden_nan_leaks(
         return plain.softmax(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
 
 
-@mutant("softmax", strict=True, hole="no law asks for NaN where a query sees one")
+@mutant("softmax", strict=True, breaks="nan is passed on")
 def nan_is_made_zero(q: Array, k: Array, v: Array, **options: Any) -> Array:
     """nan_to_num hides a NaN that a query sees."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         return plain.softmax(*(np.nan_to_num(x) for x in (q, k, v)), **options)
 
 
@@ -123,7 +110,7 @@ def batch_axis_dropped(q: Array, k: Array, v: Array, **options: Any) -> Array:
 _BUFFERS: dict[tuple[int, ...], Array] = {}
 
 
-@mutant("softmax", hole="outputs are read before the next call")
+@mutant("softmax", breaks="conduct")
 def output_is_a_shared_buffer(q: Array, k: Array, v: Array, **options: Any) -> Array:
     """The output is a workspace that the next call of the same shape overwrites."""
     out = plain.softmax(q, k, v, **options)

@@ -33,8 +33,6 @@ class Mutant:
         Whether it breaks only what this package promises and many sound kernels do not.
     breaks : str
         A law that notices it; others may too.
-    hole : str
-        Why no law notices it, where that is so.
     how : mapping
         How to call it: dtype, layout, ...
     """
@@ -47,7 +45,6 @@ class Mutant:
     cause: tuple[str, ...] = ()
     strict: bool = False
     breaks: str = "definition"
-    hole: str = ""
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
@@ -59,12 +56,12 @@ MUTANTS: list[Mutant] = []
 
 
 def mutant(
-    form: str, *cause: str, strict: bool = False, breaks: str = "definition", hole: str = "", **how: Any
+    form: str, *cause: str, strict: bool = False, breaks: str = "definition", **how: Any
 ) -> Callable[[Function], Function]:
     """A forward pass with a bug, which its docstring names."""
 
     def add(function: Function) -> Function:
-        _add(function, form=form, forward=function, cause=cause, strict=strict, breaks=breaks, hole=hole, how=how)
+        _add(function, form=form, forward=function, cause=cause, strict=strict, breaks=breaks, how=how)
         return function
 
     return add
