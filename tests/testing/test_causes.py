@@ -11,6 +11,7 @@ import pytest
 
 import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS
+from kvq_ref.testing import causes
 from kvq_ref.testing.causes import likely_cause
 from kvq_ref.testing.causes.evidence import evidence_on, random_calls, random_dout
 from kvq_ref.testing.causes.steps import Steps
@@ -22,7 +23,6 @@ from kvq_ref.testing.verify import select
 from testing.mutants import MUTANTS, Mutant, broken_laws, plain, target_of
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-SEEDS = 5 if THOROUGH else 1
 
 each_form = pytest.mark.parametrize("form", FORMS)
 
@@ -72,18 +72,23 @@ def test_a_cause_is_expected_of_most_mutants() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_right_cause_is_named(mutant: Mutant, rng: np.random.Generator) -> None:
-    """In the words that stand beside the mutant; where none do, none but a law's own hint, or what was observed."""
-    for _ in range(SEEDS):
+def test_the_right_cause_is_named(mutant: Mutant, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words that stand beside the mutant, and never another; where none do, none.
+
+    A call may be too simple to tell one bug from another. Then nothing is named but the law's own hint, and
+    another call is asked.
+    """
+    monkeypatch.setattr(causes, "TIME", 60.0)  # what is named must not depend on how busy the machine is
+    for _ in range(6):
         seed = int(rng.integers(2**32))
         target = target_of(mutant)
         verdict = next(broken_laws(mutant, target, seed, simplest=THOROUGH))
         cause = likely_cause(target, verdict)
-        if mutant.cause:
-            assert all(words in cause for words in mutant.cause), (cause, seed)
-        else:
-            observed = cause.startswith("it goes wrong exactly where")
-            assert observed or cause in ("", verdict.law.hint), (cause, seed)
+        if mutant.cause and all(words in cause for words in mutant.cause):
+            return
+        observed = cause.startswith("it goes wrong exactly where")
+        assert observed or cause in ("", verdict.law.hint), (cause, seed)
+    assert not mutant.cause, f"none of six calls told that it is {mutant.cause}"
 
 
 # ---- Targets that do not want to be looked at ----------------------------------------

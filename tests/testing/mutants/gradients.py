@@ -171,7 +171,8 @@ def dk_of_the_last_tile_dropped(dout: Array, q: Array, k: Array, v: Array, **opt
 def backward_of_square_calls_only(dout: Array, q: Array, k: Array, v: Array, **options: Any) -> Gradients:
     """dk = dz q: the transpose is missing, which fails where Tq and Tk differ."""
     dz = through_scores(softmax_weights(q, k, **options), dout, v)
-    return right("softmax_attention", dout, q, k, v, **options) | {"k": (dz @ q).astype(k.dtype)}
+    dk = default_scale(q, options.get("scale")) * dz @ q
+    return right("softmax_attention", dout, q, k, v, **options) | {"k": dk.astype(k.dtype)}
 
 
 # ---- Expressive attention ------------------------------------------------------------
