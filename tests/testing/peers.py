@@ -155,7 +155,7 @@ TORCH = Peer(
 JAX = Peer(
     "jax-dot_product_attention",
     "softmax_attention",
-    ("float32", "float64"),
+    ("float32",),  # of float64 too it computes the softmax in float32, as its source says; the laws do notice
     jax_attention,
     {"framework": "jax", "layout": "bthd"},
     except_for={
