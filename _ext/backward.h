@@ -27,7 +27,7 @@ typedef struct {
     real *dk, *dv; /* (KEYS, padded(d)), (KEYS, padded(dv)) */
 } backward_scratch;
 
-INLINE size_t backward_layout(const kvq_problem *P, void *base, backward_scratch *s)
+INLINE size_t backward_layout(const tiled_problem *P, void *base, backward_scratch *s)
 {
     const idx queries = tile_count(P) * TILE, d = P->d, dv = P->dv;
     carver c = {(uintptr_t)base};
@@ -48,23 +48,27 @@ INLINE size_t backward_layout(const kvq_problem *P, void *base, backward_scratch
     return c.next - (uintptr_t)base;
 }
 
-static size_t backward_workspace_bytes(const kvq_problem *P)
+static size_t backward_workspace_bytes(const void *problem)
 {
     backward_scratch unused;
-    return backward_layout(P, NULL, &unused);
+    return backward_layout(problem, NULL, &unused);
 }
 
-INLINE idx key_blocks(const kvq_problem *P) { return (P->Tk + KEYS - 1) / KEYS; }
+INLINE idx key_blocks(const tiled_problem *P) { return (P->Tk + KEYS - 1) / KEYS; }
 
 /* With few batch entries, split each so that there are about 8 tasks. Shape decides, alone. */
-static idx key_splits(const kvq_problem *P)
+static idx key_splits(const tiled_problem *P)
 {
     const idx wanted = P->batch >= 8 || P->batch == 0 ? 1 : (8 + P->batch - 1) / P->batch;
     const idx blocks = key_blocks(P);
     return blocks < 1 ? 1 : min_idx(wanted, blocks);
 }
 
-static idx backward_tasks(const kvq_problem *P) { return P->batch * key_splits(P); }
+static idx backward_tasks(const void *problem)
+{
+    const tiled_problem *P = problem;
+    return P->batch * key_splits(P);
+}
 
 /* ---- preparation ----------------------------------------------------------------------------- */
 /* delta_i = dout_i . out_i for the queries of a tile. Partial sums per lane of LANES rows are
@@ -98,7 +102,7 @@ static void copy_padded(idx rows, idx columns, const real *from, real *to)
     }
 }
 
-static void backward_prepare(const kvq_problem *P, idx batch, const real *q, const real *dout,
+static void backward_prepare(const tiled_problem *P, idx batch, const real *q, const real *dout,
                              backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, tiles = tile_count(P);
@@ -128,7 +132,7 @@ typedef struct {
     idx batch, block_start, block_end;
 } block_view;
 
-static void backward_tile(const kvq_problem *P, const block_view *x, idx t, backward_scratch *s)
+static void backward_tile(const tiled_problem *P, const block_view *x, idx t, backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv;
     const query_tile tile = tile_at(P, t);
@@ -178,8 +182,9 @@ static void clear_rows(idx first, idx end, idx columns, real *x)
     memset(x + first * columns, 0, (size_t)((end - first) * columns) * sizeof(real));
 }
 
-static void backward_run(const kvq_problem *P, void *workspace, idx task)
+static void backward_run(const void *problem, void *workspace, idx task)
 {
+    const tiled_problem *P = problem;
     const idx splits = key_splits(P), batch = task / splits, split = task % splits;
     const idx Tq = P->Tq, Tk = P->Tk, d = P->d, dv = P->dv, tiles = tile_count(P);
     const real *q = (const real *)P->q + batch * Tq * d;
@@ -229,7 +234,7 @@ static void backward_run(const kvq_problem *P, void *workspace, idx task)
     }
 }
 
-static void sum_dq_partials(const kvq_problem *P)
+static void sum_dq_partials(const tiled_problem *P)
 {
     const idx partials = key_splits(P) - 1, size = P->Tq * P->d;
     for (idx batch = 0; batch < P->batch; batch++) {

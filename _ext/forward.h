@@ -17,7 +17,7 @@ typedef struct {
     real *peak, *sum, *rescale; /* (TILE) */
 } forward_scratch;
 
-INLINE size_t forward_layout(const kvq_problem *P, void *base, forward_scratch *s)
+INLINE size_t forward_layout(const tiled_problem *P, void *base, forward_scratch *s)
 {
     carver c = {(uintptr_t)base};
     s->qt = carve(&c, P->d * TILE);
@@ -30,15 +30,19 @@ INLINE size_t forward_layout(const kvq_problem *P, void *base, forward_scratch *
     return c.next - (uintptr_t)base;
 }
 
-static size_t forward_workspace_bytes(const kvq_problem *P)
+static size_t forward_workspace_bytes(const void *problem)
 {
     forward_scratch unused;
-    return forward_layout(P, NULL, &unused);
+    return forward_layout(problem, NULL, &unused);
 }
 
-static idx forward_tasks(const kvq_problem *P) { return P->batch * tile_count(P); }
+static idx forward_tasks(const void *problem)
+{
+    const tiled_problem *P = problem;
+    return P->batch * tile_count(P);
+}
 
-static void forward_finish(const kvq_problem *P, idx batch, const query_tile *tile,
+static void forward_finish(const tiled_problem *P, idx batch, const query_tile *tile,
                            forward_scratch *s)
 {
     real *out = (real *)P->out + (batch * P->Tq + tile->start) * P->dv;
@@ -60,8 +64,9 @@ static void forward_finish(const kvq_problem *P, idx batch, const query_tile *ti
     }
 }
 
-static void forward_run(const kvq_problem *P, void *workspace, idx task)
+static void forward_run(const void *problem, void *workspace, idx task)
 {
+    const tiled_problem *P = problem;
     const idx tiles = tile_count(P), batch = task / tiles;
     /* Later causal tiles see more keys: do them first, so that threads finish together. */
     const query_tile tile = tile_at(P, tiles - 1 - task % tiles);

@@ -3,6 +3,7 @@
  * Every kernel source is compiled once per level and dtype (see meson.build), with
  *     -DKVQ_LEVEL_AVX512 | -DKVQ_LEVEL_AVX2 | -DKVQ_LEVEL_BASELINE
  *     -DKVQ_F32 | -DKVQ_F64
+ *     -DKVQ_BUILD_NAME=avx512_f32, ..., which ends the name of the table that it exports
  * Arithmetic uses the vector extensions of GCC and Clang, so the same lines serve x86 and ARM.
  * Intrinsics appear only where the extensions have no word for it: maximum and minimum.
  */
@@ -13,11 +14,17 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "check.h"
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
 
 typedef ptrdiff_t idx;
+
+#define KVQ_JOIN_(a, b) a##_##b
+#define KVQ_JOIN(a, b) KVQ_JOIN_(a, b)
+#define KVQ_TABLE(family) KVQ_JOIN(family, KVQ_BUILD_NAME)
 
 #define INLINE static inline __attribute__((always_inline, unused))
 #define NOINLINE static __attribute__((noinline, unused))

@@ -28,13 +28,13 @@ typedef struct {
     idx nv;    /* vectors: vectors(n) */
 } query_tile;
 
-INLINE idx tile_count(const kvq_problem *P)
+INLINE idx tile_count(const tiled_problem *P)
 {
     return (vectors(P->Tq) + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
 }
 
 /* Vectors are dealt out evenly, so 4 vectors become 2 + 2 and not 3 + 1. */
-INLINE query_tile tile_at(const kvq_problem *P, idx t)
+INLINE query_tile tile_at(const tiled_problem *P, idx t)
 {
     const idx count = tile_count(P), all = vectors(P->Tq), small = all / count, extra = all % count;
     const idx first = t * small + min_idx(t, extra);
@@ -60,7 +60,7 @@ INLINE segment before_first_segment(idx first_key)
 }
 
 /* Step to the next segment of `tile` that starts before `end`; 0 when there is none left. */
-INLINE int next_segment(const kvq_problem *P, const query_tile *tile, idx end, segment *s)
+INLINE int next_segment(const tiled_problem *P, const query_tile *tile, idx end, segment *s)
 {
     s->key += s->n;
     if (P->is_causal) end = min_idx(end, tile->start + tile->n);
@@ -85,14 +85,14 @@ typedef enum {
     BIASED  /* e is bias * log2(e) or -inf */
 } exponent_kind;
 
-INLINE exponent_kind kind_of(const kvq_problem *P, const segment *s)
+INLINE exponent_kind kind_of(const tiled_problem *P, const segment *s)
 {
     return P->bias ? BIASED : P->mask || s->is_diagonal ? MASKED : PLAIN;
 }
 
 /* e[j][i] for the segment's keys j and its queries from vector v0 on. -inf says invisible. Padding
  * lanes get 0. A mask or bias may have any strides, so this is scalar code but for common cases. */
-NOINLINE void fill_exponents(const kvq_problem *P, idx batch, const query_tile *tile,
+NOINLINE void fill_exponents(const tiled_problem *P, idx batch, const query_tile *tile,
                              const segment *s, real *e)
 {
     const idx first = tile->start + s->v0 * LANES; /* first query */

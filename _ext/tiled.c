@@ -1,12 +1,14 @@
 /* tiled.c - the fused attention kernels of one SIMD level and dtype.
  *
- * Compiled once per pair; what it exports is one table, named by -DKVQ_TABLE. Read the parts in
- * this order: simd.h (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut),
- * score.h (softmax, expressive), forward.h, backward.h. run.c chooses a table and spreads its tasks
- * over threads.
+ * Compiled once per pair; what it exports is one table. Read the parts in this order: simd.h
+ * (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h (softmax,
+ * expressive), forward.h, backward.h. levels.c chooses a table, threads.c spreads the tasks.
  */
+#include <stdlib.h>
+
 #include "backward.h"
 #include "forward.h"
+#include "threads.h"
 
 /* 0 * x is 0 for a finite x and NaN for the others; NaN survives addition. Four sums hide the
  * latency of one. */
@@ -31,12 +33,35 @@ static int all_finite(const void *data, size_t count)
     return probe == 0;
 }
 
-extern const kvq_kernels KVQ_TABLE;
-const kvq_kernels KVQ_TABLE = {
-    .forward = {forward_tasks, forward_workspace_bytes, forward_run},
-    .backward = {backward_tasks, backward_workspace_bytes, backward_run},
-    .key_splits = key_splits,
-    .sum_dq_partials = sum_dq_partials,
-    .all_finite = all_finite,
-    .real_bytes = sizeof(real),
-};
+/* ---- the two passes -------------------------------------------------------------------------- */
+static double pairs(const tiled_problem *P)
+{
+    return (double)P->batch * (double)P->Tq * (double)P->Tk * (P->is_causal ? 0.5 : 1);
+}
+
+static int forward(const tiled_problem *P, int num_threads)
+{
+    static const kvq_pass pass = {forward_tasks, forward_workspace_bytes, forward_run};
+    /* an exponential costs about as much as 16 multiply-adds */
+    return kvq_run(&pass, P, pairs(P) * (double)(P->d + P->dv + 16), num_threads);
+}
+
+static int backward(tiled_problem *P, int num_threads)
+{
+    static const kvq_pass pass = {backward_tasks, backward_workspace_bytes, backward_run};
+    const idx partials = key_splits(P) - 1;
+    P->dq_partials = NULL;
+    if (partials > 0) {
+        const size_t numbers = (size_t)(P->batch * partials * P->Tq * P->d);
+        P->dq_partials = malloc(numbers * sizeof(real) + 1);
+        if (!P->dq_partials) return -1;
+    }
+    const int failed =
+        kvq_run(&pass, P, pairs(P) * (double)(3 * P->d + 2 * P->dv + 16), num_threads);
+    if (!failed && partials > 0) sum_dq_partials(P);
+    free(P->dq_partials);
+    return failed;
+}
+
+extern const tiled_table KVQ_TABLE(tiled);
+const tiled_table KVQ_TABLE(tiled) = {forward, backward, all_finite};

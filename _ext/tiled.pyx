@@ -1,19 +1,35 @@
 # cython: language_level=3
 """The tiled attention kernels: softmax and expressive attention, forward and backward.
 
-This file checks arguments, releases the GIL and calls C. It allocates no array: the caller gives
-every output, so the caller decides what memory is reused.
+`forward` and `backward` check arguments, release the GIL and call C; the caller gives every output, and so decides
+what memory is used again. `quick` and `quick_backward` are whole public calls for the plain case, at the price of a
+microsecond: they look at everything, and whatever is not plain they leave to the caller, who knows the words for it.
 """
-import os
+import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE,
-    PyBuffer_Release, PyObject_GetBuffer,
+from libc.math cimport isfinite, sqrt
+cimport numpy as cnp
+from arrays cimport (
+    check_memory, check_shape, check_threads, dense, is_plain, kvq_build, kvq_chosen_level, kvq_level, real_type,
+    table_of,
 )
 
+from kvq_ref._ext.buffers import SMALLEST as POOLED, empty
+
+cdef extern from *:
+    """
+    #include "levels.h"
+    #include "tiled.h"
+    KVQ_DEFINE_BUILDS(tiled, tiled_table)
+    """
+    const kvq_build tiled_builds[]
+
+cdef extern from "threads.h" nogil:
+    double KVQ_WORTH_A_THREAD
+
 cdef extern from "tiled.h" nogil:
-    ctypedef struct kvq_problem:
+    ctypedef struct tiled_problem:
         int score
         int is_causal
         double scale
@@ -33,27 +49,24 @@ cdef extern from "tiled.h" nogil:
         void *dv_out
         void *dbias
 
-    ctypedef struct kvq_kernels:
+    ctypedef struct tiled_table:
+        int (*forward)(const tiled_problem *, int num_threads) noexcept nogil
+        int (*backward)(tiled_problem *, int num_threads) noexcept nogil
         int (*all_finite)(const void *, size_t count) noexcept nogil
 
     enum:
         KVQ_SOFTMAX
         KVQ_EXPRESSIVE
         KVQ_STATS
-        KVQ_F32_INDEX
-        KVQ_F64_INDEX
 
-    const char *kvq_level(int index) noexcept
-    const kvq_kernels *kvq_find(const char *level, int dtype) noexcept
-    int kvq_forward(const kvq_kernels *, const kvq_problem *, int num_threads) noexcept
-    int kvq_backward(const kvq_kernels *, kvq_problem *, int num_threads) noexcept
+cnp.import_array()
+
+SOFTMAX = KVQ_SOFTMAX
+EXPRESSIVE = KVQ_EXPRESSIVE
+cdef Py_ssize_t _pooled = POOLED
+
 
 # ---- levels --------------------------------------------------------------------------------------
-
-# Chosen at first use, and the same ever after.
-cdef str _level = None
-cdef const kvq_kernels *_kernels[2]
-
 
 def simd_levels():
     """The levels that this build holds and this CPU can run, best first."""
@@ -71,228 +84,225 @@ def simd_level():
     The variable is read once, at first use. A name that is unknown, or that this CPU or build
     cannot run, raises ValueError.
     """
-    global _level
-    if _level is None:
-        levels = simd_levels()
-        wanted = os.environ.get("KVQ_REF_SIMD") or levels[0]
-        if wanted not in levels:
-            raise ValueError(
-                f"KVQ_REF_SIMD={wanted!r}: this build on this CPU can run {', '.join(levels)}"
-            )
-        name = wanted.encode()
-        _kernels[KVQ_F32_INDEX] = kvq_find(name, KVQ_F32_INDEX)
-        _kernels[KVQ_F64_INDEX] = kvq_find(name, KVQ_F64_INDEX)
-        _level = wanted
-    return _level
-
-
-cdef const kvq_kernels *find_kernels(str simd, int dtype) except NULL:
-    if simd is None:
-        if _level is None:
-            simd_level()
-        return _kernels[dtype]
-    cdef const kvq_kernels *kernels = kvq_find(simd.encode(), dtype)
-    if kernels == NULL:
-        raise ValueError(f"simd={simd!r}: must be one of {simd_levels()}")
-    return kernels
-
-
-# ---- arguments -----------------------------------------------------------------------------------
-
-cdef int check_aligned(name, Py_buffer *view) except -1:
-    if <size_t> view.buf % <size_t> view.itemsize:
-        raise ValueError(f"{name} must be aligned to its itemsize")
-    return 0
-
-
-cdef class Arguments:
-    """The buffers of one call, released when this object dies, and the problem they describe."""
-    cdef Py_buffer views[12]
-    cdef int held
-    cdef int dtype
-    cdef char dtype_code
-    cdef kvq_problem problem
-
-    def __cinit__(self):
-        self.held = 0
-        self.problem.mask = NULL
-        self.problem.bias = NULL
-        self.problem.stats = NULL
-        self.problem.dbias = NULL
-
-    def __dealloc__(self):
-        for i in range(self.held):
-            PyBuffer_Release(&self.views[i])
-
-    cdef Py_buffer *take(self, name, array, int flags) except NULL:
-        """Hold the buffer of a 3-D array."""
-        cdef Py_buffer *view = &self.views[self.held]
-        PyObject_GetBuffer(array, view, flags | PyBUF_FORMAT)
-        self.held += 1
-        if view.ndim != 3:
-            raise ValueError(f"{name} must have 3 dimensions, got {view.ndim}")
-        return view
-
-    cdef int check_dtype(self, name, Py_buffer *view) except -1:
-        check_aligned(name, view)
-        if view.format[0] != self.dtype_code or view.format[1] != 0:
-            raise ValueError(f"{name} must have the dtype of q ({chr(self.dtype_code)!r}), "
-                             f"got {view.format.decode()!r}")
-        return 0
-
-    cdef int check_shape(self, name, Py_buffer *view, Py_ssize_t a, Py_ssize_t b,
-                         Py_ssize_t c) except -1:
-        if view.shape[0] != a or view.shape[1] != b or view.shape[2] != c:
-            raise ValueError(f"{name} must have shape {(a, b, c)}, "
-                             f"got {(view.shape[0], view.shape[1], view.shape[2])}")
-        return 0
-
-    cdef void *dense(self, name, array, bint is_written, Py_ssize_t a, Py_ssize_t b,
-                     Py_ssize_t c) except? NULL:
-        """The address of a C-contiguous array of q's dtype and this shape."""
-        cdef int flags = PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if is_written else 0)
-        cdef Py_buffer *view = self.take(name, array, flags)
-        self.check_dtype(name, view)
-        self.check_shape(name, view, a, b, c)
-        return view.buf
-
-    cdef Py_ssize_t stats_bytes(self) noexcept:
-        """Two numbers per query: the largest exponent and N."""
-        cdef Py_ssize_t real_bytes = 4 if self.dtype == KVQ_F32_INDEX else 8
-        return self.problem.batch * self.problem.Tq * KVQ_STATS * real_bytes
-
-    cdef int describe(self, score, q, k, v, mask, bias, bint is_causal, double scale) except -1:
-        """Everything that forward and backward have in common."""
-        cdef kvq_problem *p = &self.problem
-        cdef Py_buffer *view
-        cdef int axis
-        if score == "softmax":
-            p.score = KVQ_SOFTMAX
-        elif score == "expressive":
-            p.score = KVQ_EXPRESSIVE
-        else:
-            raise ValueError(f"score must be 'softmax' or 'expressive', got {score!r}")
-        p.is_causal = is_causal
-        p.scale = scale
-
-        view = self.take("q", q, PyBUF_C_CONTIGUOUS)
-        self.dtype_code = view.format[0]
-        if view.format[1] != 0 or self.dtype_code not in (c"f", c"d"):
-            raise ValueError(f"q must be float32 or float64, got {view.format.decode()!r}")
-        check_aligned("q", view)
-        self.dtype = KVQ_F32_INDEX if self.dtype_code == c"f" else KVQ_F64_INDEX
-        p.q = view.buf
-        p.batch, p.Tq, p.d = view.shape[0], view.shape[1], view.shape[2]
-
-        view = self.take("k", k, PyBUF_C_CONTIGUOUS)
-        self.check_dtype("k", view)
-        p.Tk = view.shape[1]
-        self.check_shape("k", view, p.batch, p.Tk, p.d)
-        p.k = view.buf
-
-        view = self.take("v", v, PyBUF_C_CONTIGUOUS)
-        self.check_dtype("v", view)
-        p.dv = view.shape[2]
-        self.check_shape("v", view, p.batch, p.Tk, p.dv)
-        p.v = view.buf
-
-        if mask is not None:
-            view = self.take("mask", mask, PyBUF_STRIDES)
-            if view.itemsize != 1:
-                raise ValueError(f"mask must be bool or uint8, got {view.format.decode()!r}")
-            self.check_shape("mask", view, p.batch, p.Tq, p.Tk)
-            p.mask = <const char *> view.buf
-            for axis in range(3):
-                p.mask_strides[axis] = view.strides[axis]
-        if bias is not None:
-            view = self.take("bias", bias, PyBUF_STRIDES)
-            self.check_dtype("bias", view)
-            self.check_shape("bias", view, p.batch, p.Tq, p.Tk)
-            p.bias = <const char *> view.buf
-            for axis in range(3):
-                p.bias_strides[axis] = view.strides[axis]
-                if view.strides[axis] % view.itemsize:
-                    raise ValueError("bias must have strides that are multiples of its itemsize")
-        return 0
-
-
-cdef int check_threads(int num_threads) except -1:
-    if num_threads < 1:
-        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-    return 0
+    if kvq_chosen_level() == NULL:
+        raise ValueError(f"KVQ_REF_SIMD: this build on this CPU can run {', '.join(simd_levels())}")
+    return (<bytes> kvq_chosen_level()).decode()
 
 
 # ---- the functions -------------------------------------------------------------------------------
 
-def forward(score, q, k, v, mask, bias, bint is_causal, double scale, out, int num_threads,
-            *, str simd=None):
+cdef int describe(tiled_problem *p, int score, q, k, v, mask, bias, bint is_causal, double scale) except -1:
+    """Everything that forward and backward have in common. Returns the type number of the arrays."""
+    cdef int axis, type_number = real_type("q", q)
+    cdef cnp.npy_intp *shape
+    if score != KVQ_SOFTMAX and score != KVQ_EXPRESSIVE:
+        raise ValueError(f"score must be SOFTMAX or EXPRESSIVE, got {score}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        real_type(name, x)
+        if cnp.PyArray_NDIM(x) != 3:
+            raise ValueError(f"{name} must have 3 axes, got shape {x.shape}")
+    p.score, p.is_causal, p.scale = score, is_causal, scale
+    shape = cnp.PyArray_DIMS(q)
+    p.batch, p.Tq, p.d = shape[0], shape[1], shape[2]
+    p.Tk, p.dv = cnp.PyArray_DIMS(k)[1], cnp.PyArray_DIMS(v)[2]
+    p.q = dense("q", q, type_number, False, p.batch, p.Tq, p.d)
+    p.k = dense("k", k, type_number, False, p.batch, p.Tk, p.d)
+    p.v = dense("v", v, type_number, False, p.batch, p.Tk, p.dv)
+    p.mask = p.bias = NULL
+    p.stats = p.dbias = NULL
+    if mask is not None:
+        if type(mask) is not cnp.ndarray or mask.dtype != np.bool_:
+            raise ValueError("mask must be an array of bool")
+        check_shape("mask", mask, p.batch, p.Tq, p.Tk)
+        p.mask = <const char *> cnp.PyArray_DATA(mask)
+        for axis in range(3):
+            p.mask_strides[axis] = cnp.PyArray_STRIDES(mask)[axis]
+    if bias is not None:
+        if (type(bias) is not cnp.ndarray or cnp.PyArray_TYPE(bias) != type_number
+                or not cnp.PyArray_ISBEHAVED_RO(bias)):
+            raise ValueError("bias must be an aligned array of the dtype of q")
+        check_shape("bias", bias, p.batch, p.Tq, p.Tk)
+        p.bias = <const char *> cnp.PyArray_DATA(bias)
+        for axis in range(3):
+            p.bias_strides[axis] = cnp.PyArray_STRIDES(bias)[axis]
+    return type_number
+
+
+cdef bytes new_stats(tiled_problem *p, int type_number):
+    """Two numbers per query: the largest exponent and N."""
+    cdef Py_ssize_t real_bytes = 4 if type_number == cnp.NPY_FLOAT else 8
+    return PyBytes_FromStringAndSize(NULL, p.batch * p.Tq * KVQ_STATS * real_bytes)
+
+
+def forward(int score, q, k, v, mask, bias, bint is_causal, double scale, out, int num_threads, *, simd=None):
     """out_i = sum_j w_ij v_j / N_i, written to `out`. Returns what `backward` wants as `stats`.
 
-    score is "softmax" (w = exp(scale q.k + bias)) or "expressive" (w = exp(bias) z^2 / (1 + z^2)).
+    score is SOFTMAX (w = exp(scale q.k + bias)) or EXPRESSIVE (w = exp(bias) z^2 / (1 + z^2)).
     q (B, Tq, d), k (B, Tk, d), v (B, Tk, dv), out (B, Tq, dv): C-contiguous, float32 or float64.
-    mask (bool or uint8, True = visible) and bias: None, or (B, Tq, Tk) with any strides.
+    mask (bool, True = visible) and bias: None, or (B, Tq, Tk) with any strides.
     All values must be finite. A row without weight gives zeros.
     """
-    cdef Arguments a = Arguments()
-    cdef kvq_problem *p = &a.problem
-    cdef const kvq_kernels *kernels
-    cdef int failed
+    cdef tiled_problem p
+    cdef const tiled_table *kernels
+    cdef int failed, type_number
     check_threads(num_threads)
-    a.describe(score, q, k, v, mask, bias, is_causal, scale)
-    p.out = a.dense("out", out, True, p.batch, p.Tq, p.dv)
-    stats = PyBytes_FromStringAndSize(NULL, a.stats_bytes())
+    type_number = describe(&p, score, q, k, v, mask, bias, is_causal, scale)
+    p.out = dense("out", out, type_number, True, p.batch, p.Tq, p.dv)
+    stats = new_stats(&p, type_number)
     p.stats = PyBytes_AS_STRING(stats)
-    kernels = find_kernels(simd, a.dtype)
+    kernels = <const tiled_table *> table_of(tiled_builds, type_number, simd)
     with nogil:
-        failed = kvq_forward(kernels, p, num_threads)
-    if failed:
-        raise MemoryError("no memory for the kernel's scratch space")
+        failed = kernels.forward(&p, num_threads)
+    check_memory(failed)
     return stats
 
 
-def backward(score, dout, q, k, v, out, bytes stats, mask, bias, bint is_causal, double scale,
-             dq, dk, dv, dbias, int num_threads, *, str simd=None):
+def backward(int score, dout, q, k, v, out, bytes stats, mask, bias, bint is_causal, double scale,
+             dq, dk, dv, dbias, int num_threads, *, simd=None):
     """The gradients for `dout`, written to dq, dk, dv and, unless it is None, dbias (B, Tq, Tk).
 
     out and stats are what `forward` wrote and returned for the same arguments. A row without weight
     adds nothing to any gradient.
     """
-    cdef Arguments a = Arguments()
-    cdef kvq_problem *p = &a.problem
-    cdef const kvq_kernels *kernels
-    cdef int failed
+    cdef tiled_problem p
+    cdef const tiled_table *kernels
+    cdef int failed, t
     check_threads(num_threads)
-    a.describe(score, q, k, v, mask, bias, is_causal, scale)
-    p.dout = a.dense("dout", dout, False, p.batch, p.Tq, p.dv)
-    p.out = a.dense("out", out, False, p.batch, p.Tq, p.dv)
-    if len(stats) != a.stats_bytes():
+    t = describe(&p, score, q, k, v, mask, bias, is_causal, scale)
+    p.dout = dense("dout", dout, t, False, p.batch, p.Tq, p.dv)
+    p.out = dense("out", out, t, False, p.batch, p.Tq, p.dv)
+    if len(stats) != p.batch * p.Tq * KVQ_STATS * (4 if t == cnp.NPY_FLOAT else 8):
         raise ValueError("stats must be what forward returned for the same arguments")
     p.stats = PyBytes_AS_STRING(stats)
-    p.dq = a.dense("dq", dq, True, p.batch, p.Tq, p.d)
-    p.dk = a.dense("dk", dk, True, p.batch, p.Tk, p.d)
-    p.dv_out = a.dense("dv", dv, True, p.batch, p.Tk, p.dv)
+    p.dq = dense("dq", dq, t, True, p.batch, p.Tq, p.d)
+    p.dk = dense("dk", dk, t, True, p.batch, p.Tk, p.d)
+    p.dv_out = dense("dv", dv, t, True, p.batch, p.Tk, p.dv)
     if dbias is not None:
-        p.dbias = a.dense("dbias", dbias, True, p.batch, p.Tq, p.Tk)
-    kernels = find_kernels(simd, a.dtype)
+        p.dbias = dense("dbias", dbias, t, True, p.batch, p.Tq, p.Tk)
+    kernels = <const tiled_table *> table_of(tiled_builds, t, simd)
     with nogil:
-        failed = kvq_backward(kernels, p, num_threads)
-    if failed:
-        raise MemoryError("no memory for the kernel's scratch space")
+        failed = kernels.backward(&p, num_threads)
+    check_memory(failed)
 
 
-def all_finite(x, *, str simd=None):
+def all_finite(x, *, simd=None):
     """Whether a C-contiguous float32 or float64 array holds neither NaN nor infinity."""
-    cdef Py_buffer view
-    cdef const kvq_kernels *kernels
+    cdef const tiled_table *kernels = <const tiled_table *> table_of(tiled_builds, real_type("x", x), simd)
+    cdef const void *data = cnp.PyArray_DATA(x)
+    cdef size_t size = <size_t> cnp.PyArray_SIZE(x)
     cdef int answer
-    PyObject_GetBuffer(x, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-    try:
-        if view.format[1] != 0 or view.format[0] not in (c"f", c"d"):
-            raise ValueError(f"x must be float32 or float64, got {view.format.decode()!r}")
-        check_aligned("x", &view)
-        kernels = find_kernels(simd, KVQ_F32_INDEX if view.format[0] == c"f" else KVQ_F64_INDEX)
-        with nogil:
-            answer = kernels.all_finite(view.buf, <size_t> (view.len // view.itemsize))
-    finally:
-        PyBuffer_Release(&view)
+    with nogil:
+        answer = kernels.all_finite(data, size)
     return answer != 0
+
+
+# ---- a whole plain call --------------------------------------------------------------------------
+
+cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) except -1:
+    """As `describe` for arrays with any, but the same, leading axes; 0 where a call is not plain, else 1."""
+    cdef int ndim, axis
+    cdef cnp.npy_intp *qs
+    cdef cnp.npy_intp *ks
+    cdef cnp.npy_intp *vs
+    cdef const tiled_table *kernels
+    if not (is_plain(q) and is_plain(k) and is_plain(v)):
+        return 0
+    ndim = cnp.PyArray_NDIM(q)
+    if (ndim < 2 or cnp.PyArray_NDIM(k) != ndim or cnp.PyArray_NDIM(v) != ndim
+            or cnp.PyArray_TYPE(k) != cnp.PyArray_TYPE(q) or cnp.PyArray_TYPE(v) != cnp.PyArray_TYPE(q)):
+        return 0
+    qs, ks, vs = cnp.PyArray_DIMS(q), cnp.PyArray_DIMS(k), cnp.PyArray_DIMS(v)
+    p.batch = 1
+    for axis in range(ndim - 2):
+        if qs[axis] != ks[axis] or qs[axis] != vs[axis]:
+            return 0
+        p.batch *= qs[axis]
+    p.Tq, p.d, p.Tk, p.dv = qs[ndim - 2], qs[ndim - 1], ks[ndim - 2], vs[ndim - 1]
+    if ks[ndim - 1] != p.d or vs[ndim - 2] != p.Tk or not (p.batch and p.Tq and p.d and p.Tk and p.dv):
+        return 0
+    if is_causal is not True and is_causal is not False:
+        return 0
+    p.score, p.is_causal = score, is_causal is True
+    if scale is None:
+        p.scale = 1 / sqrt(<double> p.d) if score == KVQ_SOFTMAX else 1.0
+    elif type(scale) is float and isfinite(<double> scale) and isfinite(<float> <double> scale):
+        p.scale = scale
+    else:
+        return 0
+    p.mask = p.bias = NULL
+    p.stats = p.dbias = NULL
+    p.q, p.k, p.v = cnp.PyArray_DATA(q), cnp.PyArray_DATA(k), cnp.PyArray_DATA(v)
+    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
+    with nogil:
+        axis = (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
+                and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
+                and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
+    return axis != 0
+
+
+cdef object like(cnp.ndarray x, Py_ssize_t columns):
+    """An array to be filled: x's shape and dtype, but for the number of columns."""
+    cdef cnp.npy_intp shape[32]
+    cdef int ndim = cnp.PyArray_NDIM(x), axis
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(x)
+    for axis in range(ndim - 1):
+        shape[axis] = cnp.PyArray_DIMS(x)[axis]
+        size *= shape[axis]
+    shape[ndim - 1] = columns
+    if size * columns < _pooled:
+        return cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(x), 0)
+    return empty((*(<object> x).shape[:-1], columns), x.dtype)
+
+
+cdef int threads_for(double multiply_adds, num_threads) except -1:
+    """Small problems stay in this thread: then nobody need be asked."""
+    return num_threads() if multiply_adds >= 2 * KVQ_WORTH_A_THREAD else 1
+
+
+def quick(int score, q, k, v, is_causal, scale, num_threads, bint saves):
+    """out, or (out, stats) if it `saves` for `quick_backward`; None if the call is not plain.
+
+    num_threads() is asked only where threads are worth it.
+    """
+    cdef tiled_problem p
+    cdef const tiled_table *kernels
+    cdef int failed, threads
+    cdef bytes stats = None
+    if not describe_plain(&p, score, q, k, v, is_causal, scale):
+        return None
+    threads = threads_for(<double> p.batch * p.Tq * p.Tk * (p.d + p.dv), num_threads)
+    out = like(q, p.dv)
+    p.out = cnp.PyArray_DATA(out)
+    if saves:
+        stats = new_stats(&p, cnp.PyArray_TYPE(q))
+        p.stats = PyBytes_AS_STRING(stats)
+    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
+    with nogil:
+        failed = kernels.forward(&p, threads)
+    check_memory(failed)
+    return (out, stats) if saves else out
+
+
+def quick_backward(int score, dout, q, k, v, out, bytes stats, is_causal, scale, num_threads):
+    """(dq, dk, dv) after a `quick` that saved; None if dout, or what has become of the inputs, is not plain."""
+    cdef tiled_problem p
+    cdef const tiled_table *kernels
+    cdef int failed, threads, axis
+    if not (is_plain(dout) and describe_plain(&p, score, q, k, v, is_causal, scale)):
+        return None
+    if cnp.PyArray_NDIM(dout) != cnp.PyArray_NDIM(out) or cnp.PyArray_TYPE(dout) != cnp.PyArray_TYPE(out):
+        return None
+    for axis in range(cnp.PyArray_NDIM(out)):
+        if cnp.PyArray_DIMS(dout)[axis] != cnp.PyArray_DIMS(out)[axis]:
+            return None
+    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
+    if not kernels.all_finite(cnp.PyArray_DATA(dout), <size_t> cnp.PyArray_SIZE(dout)):
+        return None
+    threads = threads_for(<double> p.batch * p.Tq * p.Tk * (3 * p.d + 2 * p.dv), num_threads)
+    dq, dk, dv = like(q, p.d), like(k, p.d), like(v, p.dv)
+    p.out, p.dout, p.stats = cnp.PyArray_DATA(out), cnp.PyArray_DATA(dout), PyBytes_AS_STRING(stats)
+    p.dq, p.dk, p.dv_out = cnp.PyArray_DATA(dq), cnp.PyArray_DATA(dk), cnp.PyArray_DATA(dv)
+    with nogil:
+        failed = kernels.backward(&p, threads)
+    check_memory(failed)
+    return dq, dk, dv

@@ -27,6 +27,7 @@ else:
     missing = None
 
 Saved = tuple[Any, ...]
+SCORES = {} if missing else {"softmax": tiled.SOFTMAX, "expressive": tiled.EXPRESSIVE}
 
 
 def simd_level() -> str:
@@ -73,7 +74,7 @@ def forward(
 
     flat_out = np.empty((*flat_q.shape[:2], v.shape[-1]), q.dtype)
     arguments = (flat_mask, flat_bias, is_causal, scale)
-    stats = tiled.forward(score, flat_q, flat_k, flat_v, *arguments, flat_out, num_threads())
+    stats = tiled.forward(SCORES[score], flat_q, flat_k, flat_v, *arguments, flat_out, num_threads())
     out = flat_out.reshape(*leading, *flat_out.shape[1:])
     return out, (score, leading, flat_q, flat_k, flat_v, flat_out, stats, arguments)
 
@@ -84,7 +85,7 @@ def backward(dout: Array, saved: Saved) -> Grads:
     dbias = None if bias is None else np.empty((q.shape[0], q.shape[1], k.shape[1]), q.dtype)
     flat_dout = _plain(dout).reshape(out.shape)
     tiled.backward(
-        score, flat_dout, q, k, v, out, stats, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
+        SCORES[score], flat_dout, q, k, v, out, stats, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
     )
     dq, dk, dv, dbias = (None if x is None else x.reshape(*leading, *x.shape[1:]) for x in (dq, dk, dv, dbias))
     return Grads(q=dq, k=dk, v=dv, bias=dbias)

@@ -1,81 +1,24 @@
-/* run.c - which kernels this CPU can run, and how their tasks are spread over threads. */
-#include "tiled.h"
-
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdlib.h>
-#include <string.h>
-
-/* ---- levels ---------------------------------------------------------------------------------- */
-extern const kvq_kernels kvq_baseline_f32, kvq_baseline_f64;
-#ifdef KVQ_HAVE_AVX2
-extern const kvq_kernels kvq_avx2_f32, kvq_avx2_f64;
-#endif
-#ifdef KVQ_HAVE_AVX512
-extern const kvq_kernels kvq_avx512_f32, kvq_avx512_f64;
-#endif
-
-static int cpu_has(const char *level)
-{
-#if defined(KVQ_HAVE_AVX512)
-    if (strcmp(level, "avx512") == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-#endif
-#if defined(KVQ_HAVE_AVX2)
-    if (strcmp(level, "avx2") == 0)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return strcmp(level, "baseline") == 0;
-}
-
-static const struct {
-    const char *name;
-    const kvq_kernels *kernels[2]; /* by dtype */
-} builds[] = {
-#ifdef KVQ_HAVE_AVX512
-    {"avx512", {&kvq_avx512_f32, &kvq_avx512_f64}},
-#endif
-#ifdef KVQ_HAVE_AVX2
-    {"avx2", {&kvq_avx2_f32, &kvq_avx2_f64}},
-#endif
-    {"baseline", {&kvq_baseline_f32, &kvq_baseline_f64}},
-};
-enum { BUILDS = sizeof builds / sizeof builds[0] };
-
-const char *kvq_level(int index)
-{
-    for (int i = 0; i < BUILDS; i++)
-        if (cpu_has(builds[i].name) && index-- == 0) return builds[i].name;
-    return NULL;
-}
-
-const kvq_kernels *kvq_find(const char *level, int dtype)
-{
-    for (int i = 0; i < BUILDS; i++)
-        if (strcmp(builds[i].name, level) == 0 && cpu_has(level)) return builds[i].kernels[dtype];
-    return NULL;
-}
-
-/* ---- threads --------------------------------------------------------------------------------- */
-/* Threads are made for one call: nothing lives between calls, so no pool spins against BLAS and
+/* threads.c - how the tasks of one pass are spread over threads.
+ *
+ * Threads are made for one call: nothing lives between calls, so no pool spins against BLAS and
  * nothing breaks after fork. Making one costs some 20 microseconds, so small problems run in the
  * calling thread.
  *
  * The caller waits for the tasks, not for the threads. On a busy machine a thread may first run
  * when everything is done; it then finds no task and leaves. So the job is shared memory, freed by
  * whoever leaves it last, and a late thread touches nothing else. */
-#ifdef KVQ_BOUNDS_CHECK
-#define WORTH_A_THREAD 1.0 /* a checked build is for tests: let small problems use threads too */
-#else
-#define WORTH_A_THREAD 4e6 /* multiply-adds per thread; measured, see README.md */
-#endif
+#include "threads.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+
 enum { MAX_THREADS = 256, CACHE_LINE = 64 };
 
 typedef struct {
     const kvq_pass *pass;
-    const kvq_problem *problem;
+    const void *problem;
     ptrdiff_t tasks, chunk;
     atomic_ptrdiff_t taken, done; /* tasks */
     atomic_int holders;           /* threads that still hold this job */
@@ -132,7 +75,7 @@ static void wait_until_done(job *j)
 
 static char *aligned(char *p) { return p + (CACHE_LINE - (uintptr_t)p % CACHE_LINE) % CACHE_LINE; }
 
-static int run_alone(const kvq_pass *pass, const kvq_problem *P, size_t workspace_bytes)
+static int run_alone(const kvq_pass *pass, const void *P, size_t workspace_bytes)
 {
     const ptrdiff_t tasks = pass->tasks(P);
     char *memory = malloc(workspace_bytes + CACHE_LINE);
@@ -142,13 +85,13 @@ static int run_alone(const kvq_pass *pass, const kvq_problem *P, size_t workspac
     return 0;
 }
 
-static int run_pass(const kvq_pass *pass, const kvq_problem *P, double multiply_adds,
+int kvq_run(const kvq_pass *pass, const void *P, double multiply_adds,
                     int num_threads)
 {
     const ptrdiff_t tasks = pass->tasks(P);
     ptrdiff_t threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
-    if ((double)threads > multiply_adds / WORTH_A_THREAD)
-        threads = (ptrdiff_t)(multiply_adds / WORTH_A_THREAD);
+    if ((double)threads > multiply_adds / KVQ_WORTH_A_THREAD)
+        threads = (ptrdiff_t)(multiply_adds / KVQ_WORTH_A_THREAD);
     if (threads > tasks) threads = tasks;
 
     const size_t bytes = pass->workspace_bytes(P) + CACHE_LINE; /* a line apart: no false sharing */
@@ -186,33 +129,4 @@ static int run_pass(const kvq_pass *pass, const kvq_problem *P, double multiply_
     wait_until_done(j);
     leave(j);
     return 0;
-}
-
-/* ---- the two passes -------------------------------------------------------------------------- */
-static double pairs(const kvq_problem *P)
-{
-    return (double)P->batch * (double)P->Tq * (double)P->Tk * (P->is_causal ? 0.5 : 1);
-}
-
-int kvq_forward(const kvq_kernels *kernels, const kvq_problem *P, int num_threads)
-{
-    /* an exponential costs about as much as 16 multiply-adds */
-    return run_pass(&kernels->forward, P, pairs(P) * (double)(P->d + P->dv + 16), num_threads);
-}
-
-int kvq_backward(const kvq_kernels *kernels, kvq_problem *P, int num_threads)
-{
-    const ptrdiff_t partials = kernels->key_splits(P) - 1;
-    P->dq_partials = NULL;
-    if (partials > 0) {
-        const size_t bytes = (size_t)P->batch * (size_t)partials * (size_t)P->Tq * (size_t)P->d *
-                             kernels->real_bytes;
-        P->dq_partials = malloc(bytes ? bytes : 1);
-        if (!P->dq_partials) return -1;
-    }
-    const int failed = run_pass(&kernels->backward, P,
-                                pairs(P) * (double)(3 * P->d + 2 * P->dv + 16), num_threads);
-    if (!failed && partials > 0) kernels->sum_dq_partials(P);
-    free(P->dq_partials);
-    return failed;
 }
