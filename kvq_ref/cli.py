@@ -1,4 +1,4 @@
-"""The command ``kvq-ref``: tour, forms, verify, config."""
+"""The command ``kvq-ref``: tour, forms, verify, bench, config."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ examples:
   kvq-ref forms                                 the six forms, with equation, cost and source
   kvq-ref forms intention                       the whole lesson on one of them
   kvq-ref verify my.kernels:attention --form softmax     hold your own kernel to the laws
+  kvq-ref bench --quick                         time the forms against PyTorch and JAX
   kvq-ref config                                versions and kernels, for a bug report
 """
 TOUR = """\
@@ -200,7 +201,7 @@ positive.__name__ = seed.__name__ = "whole number"  # argparse puts it into its 
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kvq_ref import cli_verify  # it takes its kinds of argument from here
+    from kvq_ref import cli_bench, cli_verify  # they take their kinds of argument from here
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("kvq-ref", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
@@ -236,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     forms.set_defaults(command=_forms)
 
     cli_verify.add_parser(commands)
+    cli_bench.add_parser(commands)
 
     config = commands.add_parser(
         "config", help="versions and kernels", description="What this installation has, for a bug report."

@@ -1,0 +1,209 @@
+"""``kvq-ref bench``: side by side with PyTorch and JAX, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvq_ref.cli import CHECK_FAILED, INTERRUPTED, OK, positive, refuse, seed
+
+if TYPE_CHECKING:
+    from kvq_ref.bench.jobs import Job
+    from kvq_ref.bench.run import Options
+
+DESCRIPTION = """\
+Time every form side by side: our kernels, our readable reference, and, as
+installed, PyTorch (SDPA with each backend, eager formulations and torch.compile;
+its fastest counts) and JAX (jit). A process for each, pinned to the same cores,
+with the same number of threads; they take turns, round after round, and what is
+reported is the median of each round's ratio. Between the turns a matrix product
+measures the machine itself: rounds in which it was busy are dropped.
+
+Every variant's results, and gradients, are first compared with the reference's.
+Writes bench.md (the tables), bench.json (every window) and bench.png.
+"""
+EXAMPLES = """\
+examples:
+  kvq-ref bench                                    everything on one thread; takes half an hour
+  kvq-ref bench --quick                            two shapes, three rounds, no torch.compile
+  kvq-ref bench --threads 2 --out bench-2
+  kvq-ref bench --forms softmax linear --shapes 4,8,512,64 --jobs fb --causal
+  kvq-ref bench --peers torch --dtype float64
+  kvq-ref bench --latency --mixed --memory         these instead of the ratios
+
+exit status: 0 measured, 1 a variant disagrees with the reference or a process died
+(it is named), 2 unusable arguments, 130 interrupted (what was measured is written).
+"""
+BAR = "{desc:<44} {n_fmt}/{total_fmt} |{bar}| {elapsed}"
+
+
+def bench(options: argparse.Namespace) -> int:
+    """The command."""
+    from kvq_ref.bench.processes import available_threads
+    from kvq_ref.bench.report import as_text
+    from kvq_ref.bench.run import BenchError, Run
+    from kvq_ref.bench.special import MIXED_THREADS
+
+    needed = max(options.threads, MIXED_THREADS if options.mixed else 1)
+    if needed > available_threads():
+        what = "--mixed" if needed > options.threads else f"--threads {needed}"
+        return refuse("bench", f"{what} needs {needed} cores, and this process may use {available_threads()}")
+    try:
+        with _Bar(wanted := _options(options)) as bar:
+            run = Run(wanted, bar)
+            status = OK
+            try:
+                run.measure()
+            except KeyboardInterrupt:
+                status = INTERRUPTED
+            run.write(figures=True)
+    except BenchError as error:
+        return refuse("bench", str(error))
+    print(f"{as_text(run.results)}\n\nreport   {wanted.out / 'bench.md'}")
+    if status == INTERRUPTED:
+        print("kvq-ref bench: interrupted; what was measured so far is written", file=sys.stderr)
+        return status
+    return CHECK_FAILED if run.results.failures else OK
+
+
+def _options(options: argparse.Namespace) -> Options:
+    from kvq_ref.bench.run import Options
+    from kvq_ref.bench.schedule import Effort
+
+    special = options.latency or options.memory or options.mixed
+    rounds, budget = (3, 1.0) if options.quick else (9, 8.0)
+    return Options(
+        out=options.out,
+        jobs=_jobs(options) if options.ratios or not special else [],
+        latency=options.latency,
+        memory=options.memory,
+        mixed=options.mixed,
+        peers=("ours", *options.peers),
+        threads=options.threads,
+        dtype=options.dtype,
+        effort=Effort(options.rounds or rounds, options.budget or budget, compiled=not options.quick),
+        seed=options.seed,
+    )
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    from kvq_ref.bench.jobs import DEFAULT_FORMS, QUICK_SHAPES, jobs
+
+    return jobs(
+        options.forms or DEFAULT_FORMS,
+        options.shapes or (QUICK_SHAPES if options.quick else None),
+        options.jobs,
+        (False, True) if options.causal is None else (options.causal,),
+        options.dtype,
+    )
+
+
+class _Bar:
+    """A progress bar for a run, and for each step of a job."""
+
+    def __init__(self, options: Options) -> None:
+        from tqdm import tqdm
+
+        from kvq_ref.bench.run import length
+
+        self.bar = tqdm(total=length(options), disable=None, leave=False, bar_format=BAR, file=sys.stderr)
+        self.what = ""
+
+    def start(self, what: str) -> None:
+        self.what = what
+        self.bar.set_description(what)
+
+    def detail(self, what: str) -> None:
+        self.bar.set_description(f"{self.what}, {what}")
+
+    def done(self) -> None:
+        self.bar.update()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+# ---- Arguments -----------------------------------------------------------------------
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    """Batch, heads, T, d.
+
+    >>> _shape("1,8,1024,64")
+    (1, 8, 1024, 64)
+    """
+    numbers = tuple(int(x) for x in text.split(",")) if text.replace(",", "").isdigit() else ()
+    if len(numbers) != 4 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"expected BATCH,HEADS,T,D, as in 1,8,1024,64, got {text!r}")
+    return numbers
+
+
+def _whats(text: str) -> list[str]:
+    """Of "f" and "fb".
+
+    >>> _whats("f,fb")
+    ['f', 'fb']
+    """
+    words = text.split(",")
+    if not set(words) <= {"f", "fb"}:
+        raise argparse.ArgumentTypeError(f"expected f, fb or f,fb, got {text!r}")
+    return words
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, got {text}")
+    return number
+
+
+DEFAULTS: dict[str, Any] = {
+    "jobs": ["f", "fb"],
+    "dtype": "float32",
+    "peers": ["torch", "jax"],
+    "threads": 1,
+    "seed": 0,
+    "out": Path("kvq-bench"),
+}
+_seconds.__name__ = "number of seconds"  # argparse puts it into its message
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command to those of ``kvq-ref``."""
+    from kvq_ref.bench.jobs import FORMS
+
+    parser = commands.add_parser(
+        "bench",
+        help="time every form against PyTorch and JAX",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="kvq-ref bench [options]",
+    )
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help=f"of {', '.join(FORMS)}")
+    what.add_argument("--shapes", nargs="+", type=_shape, metavar="B,H,T,D", help="batch, heads, T, d, with commas")
+    what.add_argument("--jobs", type=_whats, metavar="f,fb", help="forward, forward and backward (default: both)")
+    what.add_argument("--causal", action=argparse.BooleanOptionalAction, help="only causal, or not (default: both)")
+    what.add_argument("--dtype", choices=("float32", "float64"), help="of the arrays (default: float32)")
+    what.add_argument("--peers", nargs="*", choices=("torch", "jax"), metavar="PEER", help="torch, jax (default: both)")
+    what.add_argument(
+        "--ratios", action="store_true", help="tables of ratios: the default, unless one of these is given:"
+    )
+    what.add_argument("--latency", action="store_true", help="microseconds of the smallest calls")
+    what.add_argument("--memory", action="store_true", help="how much one call at T = 32768 raises the peak memory")
+    what.add_argument("--mixed", action="store_true", help="kernels and NumPy products in turns, on two threads")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--threads", type=positive, metavar="N", help="of every process (default: 1)")
+    how.add_argument("--rounds", type=positive, metavar="N", help="that count, for each job (default: 9)")
+    how.add_argument("--budget", type=_seconds, metavar="SECONDS", help="for the rounds of a job (default: 8)")
+    how.add_argument("--quick", action="store_true", help="two small shapes, three rounds, no torch.compile")
+    how.add_argument("--seed", type=seed, metavar="N", help="of the random inputs (default: 0)")
+    how.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
+    parser.set_defaults(command=bench, **DEFAULTS)
