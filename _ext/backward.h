@@ -56,12 +56,17 @@ static size_t backward_workspace_bytes(const void *problem)
 
 INLINE idx key_blocks(const tiled_problem *P) { return (P->Tk + KEYS - 1) / KEYS; }
 
-/* With few batch entries, split each so that there are about 8 tasks. Shape decides, alone. */
+/* With few batch entries, split each so that there are about 8 tasks, as far as the scratch memory of
+ * the parts of one entry stays below SCRATCH_BYTES. Shape decides, alone. */
+#define SCRATCH_BYTES (60 << 20)
+
 static idx key_splits(const tiled_problem *P)
 {
     const idx wanted = P->batch >= 8 || P->batch == 0 ? 1 : (8 + P->batch - 1) / P->batch;
-    const idx blocks = key_blocks(P);
-    return blocks < 1 ? 1 : min_idx(wanted, blocks);
+    const size_t partial = (size_t)(P->Tq * P->d) * sizeof(real);
+    const idx affordable = (idx)(SCRATCH_BYTES / (backward_workspace_bytes(P) + partial));
+    const idx splits = min_idx(min_idx(wanted, affordable), key_blocks(P));
+    return splits < 1 ? 1 : splits;
 }
 
 static idx backward_tasks(const void *problem)

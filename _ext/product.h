@@ -24,6 +24,7 @@
 typedef enum {
     OVERWRITE, /* C = A B */
     ADD,       /* C = C + A B */
+    SUBTRACT,  /* C = C - A B */
     RESCALE    /* C = C diag(factor) + A B, one factor per column: the online softmax */
 } join;
 
@@ -52,7 +53,8 @@ INLINE void block(const int ROWS, const int COLUMNS, idx depth, const real *rest
         UNROLL for (int r = 0; r < ROWS; r++)
         {
             real *out = c + r * c_stride + i * LANES;
-            if (how != OVERWRITE) sum[r][i] += load(out) * f;
+            if (how == SUBTRACT) sum[r][i] = load(out) - sum[r][i];
+            else if (how != OVERWRITE) sum[r][i] += load(out) * f;
             store(out, sum[r][i]);
         }
     }

@@ -1,0 +1,228 @@
+/* fit.h - ridge regression from keys to values, evaluated at the queries.
+ *
+ *     forward     H = K^T K + alpha I = U^T U,   W = U^-1 U^-T K^T V,   out = Q W
+ *     backward    dW = Q^T dout,   Z = H^-1 dW,   dq = dout W^T,   dalpha = -sum Z W
+ *                 dv = K Z,   dk = V Z^T - K (W Z^T + Z W^T)
+ *
+ * [H | K^T V] is one array of d rows: eliminating H leaves U^-T K^T V beside it.
+ */
+#ifndef KVQ_FIT_H
+#define KVQ_FIT_H
+
+#include "eliminate.h"
+#include "ridge.h"
+#include "tile.h"
+
+#define ROWS 64 /* rows of q, k, v that are looked at at a time: they and H stay in cache */
+
+static idx entries(const void *problem) { return ((const ridge_problem *)problem)->batch; }
+
+/* ---- rows of any length ---------------------------------------------------------------------- */
+/* Rows that can be read a vector at a time: as they lie, or a copy with zeros after each. */
+INLINE const real *whole_vectors(idx n, idx columns, const real *rows, real *copy)
+{
+    if (columns % LANES == 0) return rows;
+    for (idx r = 0; r < n; r++)
+        for (idx v = 0; v < padded(columns); v += LANES) {
+            real *to = copy + r * padded(columns) + v;
+            const real *from = rows + r * columns + v;
+            if (v + LANES <= columns) {
+                store(to, load(from));
+            } else {
+                store(to, (vec){0});
+                for (idx c = 0; c < columns - v; c++) to[c] = from[c];
+            }
+        }
+    return copy;
+}
+
+/* The reverse: where a product may write rows of this length, and how they get to their place. */
+INLINE real *room_for_rows(idx columns, real *rows, real *copy)
+{
+    return columns % LANES ? copy : rows;
+}
+
+INLINE void put_rows(idx n, idx columns, const real *from, real *rows, real factor)
+{
+    if (from == rows && factor == 1) return;
+    for (idx r = 0; r < n; r++)
+        for (idx c = 0; c < columns; c++)
+            rows[r * columns + c] = factor * from[r * padded(columns) + c];
+}
+
+/* to (columns x padded(n)) = x^T for an x of n rows; what pads the lanes is zero. */
+INLINE void turn(idx n, idx columns, const real *x, idx stride, real *to, idx to_stride)
+{
+    if (n % LANES)
+        for (idx c = 0; c < columns; c++) store(to + c * to_stride + n - n % LANES, (vec){0});
+    transpose(n, columns, x, stride, to, to_stride, 1);
+}
+
+/* ---- H --------------------------------------------------------------------------------------- */
+/* H (+)= K^T K on and above the diagonal, in whole vectors. k: rows of stride padded(d). */
+INLINE void add_gram(idx n, idx d, const real *k, real *h, idx stride, join how)
+{
+    for (idx r = 0; r < d; r += LANES)
+        product_along_columns(min_idx(LANES, d - r), vectors(d) - r / LANES, n, k + r, padded(d),
+                              k + r, padded(d), h + r * stride + r, stride, how, NULL);
+}
+
+INLINE void add_to_diagonal(idx d, real *h, idx stride, real alpha, real *diagonal)
+{
+    for (idx r = 0; r < d; r++) diagonal[r] = h[r * stride + r] += alpha;
+}
+
+/* A sum of n products is uncertain by about sqrt(n) roundings; four times that is noise for sure. */
+INLINE real pivot_noise(idx d) { return 4 * root((real)d) * PIVOT_NOISE; }
+
+/* ---- forward --------------------------------------------------------------------------------- */
+typedef struct {
+    real *hr;          /* (d, padded(d) + padded(dv)): [H | K^T V], then [U | W] */
+    real *k, *v, *out; /* copies of ROWS rows */
+    real *diagonal;
+} fit_scratch;
+
+INLINE idx fit_stride(const ridge_problem *P) { return padded(P->d) + padded(P->dv); }
+
+static idx fit_factors(const ridge_problem *P) { return P->d * fit_stride(P); }
+
+INLINE size_t fit_layout(const ridge_problem *P, void *base, fit_scratch *s)
+{
+    carver c = {(uintptr_t)base};
+    s->hr = carve(&c, P->factors ? 0 : fit_factors(P));
+    s->k = carve(&c, P->d % LANES ? ROWS * padded(P->d) : 0);
+    s->v = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
+    s->out = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
+    s->diagonal = carve(&c, P->d);
+    return c.next - (uintptr_t)base;
+}
+
+static size_t fit_workspace_bytes(const void *problem)
+{
+    fit_scratch unused;
+    return fit_layout(problem, NULL, &unused);
+}
+
+static void fit_run(const void *problem, void *workspace, idx entry)
+{
+    const ridge_problem *P = problem;
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
+    const real *q = (const real *)P->q + entry * P->Tq * d;
+    const real *k = (const real *)P->k + entry * P->Tk * d;
+    const real *v = (const real *)P->v + entry * P->Tk * dv;
+    real *out = (real *)P->result + entry * P->Tq * dv;
+    fit_scratch s;
+    fit_layout(P, workspace, &s);
+    real *h = P->factors ? (real *)P->factors + entry * fit_factors(P) : s.hr;
+    real *w = h + padded(d);
+
+    for (idx j = 0; j < P->Tk; j += ROWS) {
+        const idx n = min_idx(ROWS, P->Tk - j);
+        const join how = j == 0 ? OVERWRITE : ADD;
+        const real *kj = whole_vectors(n, d, k + j * d, s.k);
+        const real *vj = whole_vectors(n, dv, v + j * dv, s.v);
+        add_gram(n, d, kj, h, stride, how);
+        product_along_columns(d, vectors(dv), n, kj, padded(d), vj, padded(dv), w, stride, how,
+                              NULL);
+    }
+    add_to_diagonal(d, h, stride, (real)P->alpha[entry], s.diagonal);
+    const idx rank = eliminate(d, stride / LANES, h, stride, s.diagonal, pivot_noise(d));
+    P->served[entry] = rank == d ? P->Tq : 0;
+    if (rank < d) return;
+    substitute_up(d, h, stride, vectors(dv), w, stride);
+
+    for (idx i = 0; i < P->Tq; i += ROWS) {
+        const idx n = min_idx(ROWS, P->Tq - i);
+        real *room = room_for_rows(dv, out + i * dv, s.out);
+        product_along_rows(n, vectors(dv), d, q + i * d, d, w, stride, room, padded(dv), OVERWRITE);
+        put_rows(n, dv, room, out + i * dv, 1);
+    }
+}
+
+/* ---- backward -------------------------------------------------------------------------------- */
+typedef struct {
+    real *z;       /* (d, padded(dv))  dW, then Z */
+    real *wt, *zt; /* (dv, padded(d)) */
+    real *m;       /* (d, padded(d))   W Z^T + Z W^T */
+    real *rows_d, *rows_dv; /* copies of ROWS rows */
+} fit_backward_scratch;
+
+INLINE size_t fit_backward_layout(const ridge_problem *P, void *base, fit_backward_scratch *s)
+{
+    const idx d = P->d, dv = P->dv;
+    carver c = {(uintptr_t)base};
+    s->z = carve(&c, d * padded(dv));
+    s->wt = carve(&c, dv * padded(d));
+    s->zt = carve(&c, dv * padded(d));
+    s->m = carve(&c, d * padded(d));
+    s->rows_d = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->rows_dv = carve(&c, dv % LANES ? ROWS * padded(dv) : 0);
+    return c.next - (uintptr_t)base;
+}
+
+static size_t fit_backward_workspace_bytes(const void *problem)
+{
+    fit_backward_scratch unused;
+    return fit_backward_layout(problem, NULL, &unused);
+}
+
+INLINE double dot_rows(idx rows, idx columns, const real *a, idx a_stride, const real *b,
+                       idx b_stride)
+{
+    double total = 0;
+    for (idx r = 0; r < rows; r++)
+        for (idx c = 0; c < columns; c++)
+            total += (double)a[r * a_stride + c] * (double)b[r * b_stride + c];
+    return total;
+}
+
+static void fit_backward_run(const void *problem, void *workspace, idx entry)
+{
+    const ridge_problem *P = problem;
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
+    const real *q = (const real *)P->q + entry * P->Tq * d;
+    const real *k = (const real *)P->k + entry * P->Tk * d;
+    const real *v = (const real *)P->v + entry * P->Tk * dv;
+    const real *dout = (const real *)P->dresult + entry * P->Tq * dv;
+    const real *u = (const real *)P->factors + entry * fit_factors(P), *w = u + padded(d);
+    real *dq = (real *)P->dq + entry * P->Tq * d;
+    real *dk = (real *)P->dk + entry * P->Tk * d;
+    real *dv_out = (real *)P->dv_out + entry * P->Tk * dv;
+    fit_backward_scratch s;
+    fit_backward_layout(P, workspace, &s);
+    if (P->served[entry] < P->Tq) return; /* what a wider type served, it differentiates */
+
+    turn(d, dv, w, stride, s.wt, padded(d));
+    for (idx i = 0; i < P->Tq; i += ROWS) {
+        const idx n = min_idx(ROWS, P->Tq - i);
+        const real *g = whole_vectors(n, dv, dout + i * dv, s.rows_dv);
+        product_along_columns(d, vectors(dv), n, q + i * d, d, g, padded(dv), s.z, padded(dv),
+                              i == 0 ? OVERWRITE : ADD, NULL);
+        real *room = room_for_rows(d, dq + i * d, s.rows_d);
+        product_along_rows(n, vectors(d), dv, g, padded(dv), s.wt, padded(d), room, padded(d),
+                           OVERWRITE);
+        put_rows(n, d, room, dq + i * d, 1);
+    }
+    substitute_down(d, u, stride, vectors(dv), s.z, padded(dv));
+    substitute_up(d, u, stride, vectors(dv), s.z, padded(dv));
+    P->dalpha[entry] = -dot_rows(d, dv, s.z, padded(dv), w, stride);
+
+    turn(d, dv, s.z, padded(dv), s.zt, padded(d));
+    product_along_rows(d, vectors(d), dv, w, stride, s.zt, padded(d), s.m, padded(d), OVERWRITE);
+    product_along_rows(d, vectors(d), dv, s.z, padded(dv), s.wt, padded(d), s.m, padded(d), ADD);
+    for (idx j = 0; j < P->Tk; j += ROWS) {
+        const idx n = min_idx(ROWS, P->Tk - j);
+        real *room = room_for_rows(dv, dv_out + j * dv, s.rows_dv);
+        product_along_rows(n, vectors(dv), d, k + j * d, d, s.z, padded(dv), room, padded(dv),
+                           OVERWRITE);
+        put_rows(n, dv, room, dv_out + j * dv, 1);
+        room = room_for_rows(d, dk + j * d, s.rows_d);
+        product_along_rows(n, vectors(d), dv, v + j * dv, dv, s.zt, padded(d), room, padded(d),
+                           OVERWRITE);
+        product_along_rows(n, vectors(d), d, k + j * d, d, s.m, padded(d), room, padded(d),
+                           SUBTRACT);
+        put_rows(n, d, room, dk + j * d, 1);
+    }
+}
+
+#endif

@@ -1,0 +1,380 @@
+/* precondition.h - q*_t = H_t^-1 q_t, where H_t sums over the keys that token t sees.
+ *
+ * All queries see all keys: one elimination, and the queries are right-hand sides.
+ *
+ * Causal: H_t grows by k_t k_t^T at every token, but is eliminated once a chunk only. With H of the
+ * tokens before the chunk, and K, Q the rows of the chunk, Woodbury's identity says
+ *
+ *     q*_t = H^-1 (q_t - K_t^T x_t),    (I + A)_t x_t = (K H^-1 q_t)_t,    A = K H^-1 K^T
+ *
+ * where ( )_t keeps the first t + 1 rows and columns. All these small systems are served by one
+ * elimination I + A = U^T U, for the leading part of a Cholesky factor is the factor of the leading
+ * part: forward substitution for all t at once, then zeros below row t, then back substitution.
+ * That is recursive least squares, d tokens at a time. As H is a fresh sum and a fresh elimination
+ * in every chunk, nothing drifts.
+ *
+ * x_t is also K_t q*_t: the weights that token t gives to the keys of its chunk.
+ *
+ * Backward, with y_t = q*_t and u_t = H_t^-1 dy_t, found in just the same way:
+ *     dq = u,   dk_j = -sum_{t sees j} (u_t (y_t.k_j) + y_t (u_t.k_j)),   dalpha = -sum_t u_t.y_t
+ * Chunks are taken from the last to the first; N = sum_t u_t y_t^T of the later ones goes along.
+ *
+ * Row t does not depend, bit for bit, on any later token; a chunk whose leverage k.H^-1 k is too large
+ * for the dtype ends before that key.
+ */
+#ifndef KVQ_PRECONDITION_H
+#define KVQ_PRECONDITION_H
+
+#include "fit.h"
+
+#define WIDTH ROWS           /* row stride of arrays with tokens in the lanes */
+#define PAIR (2 * LANES)     /* tokens that share a triangular shape */
+
+/* I + A loses log10(leverage) digits of the keys that it already knew. */
+#if defined(KVQ_F64)
+#define LARGEST_LEVERAGE 1e10
+#else
+#define LARGEST_LEVERAGE 2e3f
+#endif
+
+/* ---- how tokens are cut ---------------------------------------------------------------------- */
+/* Tokens with a regression of their own; the queries after them see all keys. */
+INLINE idx prefix_tokens(const ridge_problem *P)
+{
+    return P->is_causal ? min_idx(P->Tq, P->Tk) : 0;
+}
+
+/* An elimination of d^3 / 6 for a chunk, and of chunk^3 / 6: equal sizes cost least. */
+INLINE idx chunk_size(const ridge_problem *P)
+{
+    return P->d >= WIDTH ? WIDTH : P->d <= 16 ? 16 : (P->d + 15) / 16 * 16;
+}
+
+INLINE idx chunks(const ridge_problem *P)
+{
+    return (prefix_tokens(P) + chunk_size(P) - 1) / chunk_size(P);
+}
+
+/* Before the first chunk H is alpha I, and needs no elimination. */
+INLINE int is_scaled_identity(const ridge_problem *P, idx chunk) { return chunk == 0 && !P->gram; }
+
+/* ---- what backward needs of a chunk, and of the whole ---------------------------------------- */
+typedef struct {
+    real *u;   /* (d, padded(d))  H before the chunk, eliminated; NULL where it is alpha I */
+    real alpha;
+    real *mt;  /* (d, WIDTH)      H^-1 K^T */
+    real *own; /* (chunk, WIDTH)  I + A, eliminated */
+} chunk_factors;
+
+INLINE idx chunk_numbers(const ridge_problem *P)
+{
+    return P->d * padded(P->d) + P->d * WIDTH + chunk_size(P) * WIDTH;
+}
+
+static idx precondition_factors(const ridge_problem *P)
+{
+    return chunks(P) * chunk_numbers(P) + P->d * padded(P->d); /* at the end: H of all keys */
+}
+
+INLINE chunk_factors factors_at(const ridge_problem *P, idx entry, idx chunk, real *first)
+{
+    chunk_factors f;
+    f.u = first + chunk * chunk_numbers(P);
+    f.mt = f.u + P->d * padded(P->d);
+    f.own = f.mt + P->d * WIDTH;
+    f.alpha = (real)P->alpha[entry];
+    return f;
+}
+
+/* xt (d x tokens) <- H^-1 xt, with H as it was before the chunk */
+INLINE void solve_tokens(idx n, idx d, const chunk_factors *f, real *xt)
+{
+    if (f->u) {
+        substitute_down(d, f->u, padded(d), vectors(n), xt, WIDTH);
+        substitute_up(d, f->u, padded(d), vectors(n), xt, WIDTH);
+        return;
+    }
+    for (idx r = 0; r < d; r++)
+        for (idx t = 0; t < padded(n); t += LANES)
+            store(xt + r * WIDTH + t, load(xt + r * WIDTH + t) / f->alpha);
+}
+
+/* ---- triangles: rows are keys s, lanes are tokens t, and t sees s if s <= t ------------------- */
+/* c[s][t] = a_s . b_t for s <= t (and the rest of each pair of vectors). */
+INLINE void upper_along_rows(idx n, idx depth, const real *a, idx a_stride, const real *bt, real *c)
+{
+    for (idx r = 0; r < n; r += PAIR)
+        product_along_rows(min_idx(PAIR, n - r), vectors(n) - r / LANES, depth, a + r * a_stride,
+                           a_stride, bt + r, WIDTH, c + r * WIDTH + r, WIDTH, OVERWRITE);
+}
+
+INLINE void upper_along_columns(idx n, idx depth, const real *at, idx a_stride, const real *bt,
+                                idx b_stride, real *c)
+{
+    for (idx r = 0; r < n; r += PAIR)
+        product_along_columns(min_idx(PAIR, n - r), vectors(n) - r / LANES, depth, at + r, a_stride,
+                              bt + r, b_stride, c + r * WIDTH + r, WIDTH, OVERWRITE, NULL);
+}
+
+/* Zero what token t does not see, in the pair of vectors that begins at token r. */
+INLINE void hide_later_keys(idx n, idx r, real *c)
+{
+    ivec lane;
+    for (int i = 0; i < LANES; i++) lane[i] = (bits)i;
+    for (idx s = r; s < min_idx(r + PAIR, n); s++)
+        for (idx t = r; t < min_idx(r + PAIR, padded(n)); t += LANES) {
+            real *at = c + s * WIDTH + t;
+            if (s > t) store(at, keep((ivec)(lane >= (bits)min_idx(s - t, LANES)), load(at)));
+        }
+}
+
+/* b[s][t] <- x_t[s] with (I + A)_t x_t = b_t, for the pair of vectors that begins at token r. Keys
+ * beyond the pair have no part in it. */
+INLINE void weights_of_prefixes(idx n, idx r, const real *own, real *b)
+{
+    const idx keys = min_idx(n, r + PAIR), nv = min_idx(2, vectors(n) - r / LANES);
+    substitute_down(keys, own, WIDTH, nv, b + r, WIDTH);
+    hide_later_keys(n, r, b);
+    substitute_up(keys, own, WIDTH, nv, b + r, WIDTH);
+}
+
+/* xt (d x tokens) <- H_t^-1 x_t for each token of a chunk; b, a chunk x WIDTH scratch, is left holding
+ * k_s . (H_t^-1 x_t). */
+INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real *b)
+{
+    upper_along_columns(n, d, f->mt, WIDTH, xt, WIDTH, b);
+    solve_tokens(n, d, f, xt);
+    for (idx r = 0; r < n; r += PAIR) {
+        const idx keys = min_idx(n, r + PAIR), nv = min_idx(2, vectors(n) - r / LANES);
+        weights_of_prefixes(n, r, f->own, b);
+        product_along_rows(d, nv, keys, f->mt, WIDTH, b + r, WIDTH, xt + r, WIDTH, SUBTRACT);
+    }
+}
+
+/* ---- forward --------------------------------------------------------------------------------- */
+typedef struct {
+    real *h;        /* (d, padded(d)) */
+    real *factors;  /* of one chunk, where none are kept */
+    real *xt;       /* (d, WIDTH)     queries in the lanes */
+    real *b;        /* (ROWS, WIDTH) */
+    real *k;        /* copy of ROWS rows */
+    real *diagonal; /* (max(d, ROWS)) */
+} precondition_scratch;
+
+INLINE size_t precondition_layout(const ridge_problem *P, void *base, precondition_scratch *s)
+{
+    const idx d = P->d;
+    carver c = {(uintptr_t)base};
+    s->h = carve(&c, d * padded(d));
+    s->factors = carve(&c, P->factors ? 0 : chunk_numbers(P));
+    s->xt = carve(&c, d * WIDTH);
+    s->b = carve(&c, ROWS * WIDTH);
+    s->k = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->diagonal = carve(&c, d > ROWS ? d : ROWS);
+    return c.next - (uintptr_t)base;
+}
+
+static size_t precondition_workspace_bytes(const void *problem)
+{
+    precondition_scratch unused;
+    return precondition_layout(problem, NULL, &unused);
+}
+
+/* u = the elimination of H + alpha I; 0 where a pivot is noise. */
+INLINE int eliminate_sum(idx d, const real *h, real alpha, real *u, real *diagonal)
+{
+    memcpy(u, h, (size_t)(d * padded(d)) * sizeof(real));
+    add_to_diagonal(d, u, padded(d), alpha, diagonal);
+    return eliminate(d, vectors(d), u, padded(d), diagonal, pivot_noise(d)) == d;
+}
+
+/* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
+INLINE idx eliminate_leverages(idx n, real *a, real *diagonal)
+{
+    for (idx s = 0; s < n; s++) {
+        const real leverage = a[s * WIDTH + s];
+        if (!(leverage < LARGEST_LEVERAGE)) n = s;
+        else diagonal[s] = a[s * WIDTH + s] = 1 + leverage;
+    }
+    return eliminate(n, vectors(n), a, WIDTH, diagonal, 0);
+}
+
+/* The factors of a chunk of n tokens; returns how many of them can be served. */
+static idx factor_chunk(idx n, idx d, const real *k, const chunk_factors *f, real *diagonal)
+{
+    turn(n, d, k, d, f->mt, WIDTH);
+    solve_tokens(n, d, f, f->mt);
+    upper_along_rows(n, d, k, d, f->mt, f->own);
+    return eliminate_leverages(n, f->own, diagonal);
+}
+
+static void precondition_run(const void *problem, void *workspace, idx entry)
+{
+    const ridge_problem *P = problem;
+    const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P);
+    const real *q = (const real *)P->q + entry * Tq * d;
+    const real *k = (const real *)P->k + entry * Tk * d;
+    const real alpha = (real)P->alpha[entry];
+    real *q_star = (real *)P->result + entry * Tq * d;
+    precondition_scratch s;
+    precondition_layout(P, workspace, &s);
+    real *kept = P->factors ? (real *)P->factors + entry * precondition_factors(P) : NULL;
+
+    for (idx r = 0; r < d; r++) {
+        memset(s.h + r * padded(d), 0, (size_t)padded(d) * sizeof(real));
+        if (P->gram)
+            memcpy(s.h + r * padded(d), (const real *)P->gram + (entry * d + r) * d,
+                   (size_t)d * sizeof(real));
+    }
+    for (idx chunk = 0; chunk < chunks(P); chunk++) {
+        const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
+        chunk_factors f = factors_at(P, entry, kept ? chunk : 0, kept ? kept : s.factors);
+        if (is_scaled_identity(P, chunk)) f.u = NULL;
+        idx served = 0;
+        if (!f.u || eliminate_sum(d, s.h, alpha, f.u, s.diagonal))
+            served = factor_chunk(n, d, k + t * d, &f, s.diagonal);
+        if (served > 0) {
+            turn(served, d, q + t * d, d, s.xt, WIDTH);
+            apply_inverses(served, d, &f, s.xt, s.b);
+            transpose(d, served, s.xt, WIDTH, q_star + t * d, d, 1);
+        }
+        P->served[entry] = t + served;
+        if (served < n) return;
+        add_gram(n, d, whole_vectors(n, d, k + t * d, s.k), s.h, padded(d), ADD);
+    }
+    if (prefix == Tq) return;
+
+    for (idx j = prefix; j < Tk; j += ROWS) {
+        const idx n = min_idx(ROWS, Tk - j);
+        add_gram(n, d, whole_vectors(n, d, k + j * d, s.k), s.h, padded(d), ADD);
+    }
+    const chunk_factors f = factors_at(P, entry, kept ? chunks(P) : 0, kept ? kept : s.factors);
+    P->served[entry] = prefix;
+    if (!eliminate_sum(d, s.h, alpha, f.u, s.diagonal)) return;
+    P->served[entry] = Tq;
+    for (idx t = prefix; t < Tq; t += ROWS) {
+        const idx n = min_idx(ROWS, Tq - t);
+        turn(n, d, q + t * d, d, s.xt, WIDTH);
+        solve_tokens(n, d, &f, s.xt);
+        transpose(d, n, s.xt, WIDTH, q_star + t * d, d, 1);
+    }
+}
+
+/* ---- backward -------------------------------------------------------------------------------- */
+typedef struct {
+    real *n, *both; /* (d, padded(d))  N = sum u y^T, and N + N^T */
+    real *ut, *yt;  /* (d, WIDTH) */
+    real *uk, *yk;  /* (ROWS, WIDTH)   u_t . k_s and y_t . k_s */
+    real *u, *y;    /* copies of ROWS rows */
+    real *dk;       /* (ROWS, padded(d)) */
+} precondition_backward_scratch;
+
+INLINE size_t precondition_backward_layout(const ridge_problem *P, void *base,
+                                           precondition_backward_scratch *s)
+{
+    const idx d = P->d;
+    carver c = {(uintptr_t)base};
+    s->n = carve(&c, d * padded(d));
+    s->both = carve(&c, d * padded(d));
+    s->ut = carve(&c, d * WIDTH);
+    s->yt = carve(&c, d * WIDTH);
+    s->uk = carve(&c, ROWS * WIDTH);
+    s->yk = carve(&c, ROWS * WIDTH);
+    s->u = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->y = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->dk = carve(&c, ROWS * padded(d));
+    return c.next - (uintptr_t)base;
+}
+
+static size_t precondition_backward_workspace_bytes(const void *problem)
+{
+    precondition_backward_scratch unused;
+    return precondition_backward_layout(problem, NULL, &unused);
+}
+
+INLINE void add_transposed(idx d, const real *n, real *both)
+{
+    transpose(d, d, n, padded(d), both, padded(d), 1);
+    for (idx r = 0; r < d; r++)
+        for (idx c = 0; c < padded(d); c += LANES) {
+            real *at = both + r * padded(d) + c;
+            store(at, load(at) + load(n + r * padded(d) + c));
+        }
+}
+
+/* N += sum_t u_t y_t^T */
+INLINE void add_outer(idx n, idx d, const real *u, const real *y,
+                      precondition_backward_scratch *s)
+{
+    const real *rows_u = whole_vectors(n, d, u, s->u), *rows_y = whole_vectors(n, d, y, s->y);
+    product_along_columns(d, vectors(d), n, rows_u, padded(d), rows_y, padded(d), s->n, padded(d),
+                          ADD, NULL);
+}
+
+static void precondition_backward_run(const void *problem, void *workspace, idx entry)
+{
+    const ridge_problem *P = problem;
+    const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P), dp = padded(d);
+    const real *k = (const real *)P->k + entry * Tk * d;
+    const real *y = (const real *)P->result + entry * Tq * d;
+    const real *dy = (const real *)P->dresult + entry * Tq * d;
+    real *u = (real *)P->dq + entry * Tq * d;
+    real *dk = (real *)P->dk + entry * Tk * d;
+    real *factors = (real *)P->factors + entry * precondition_factors(P);
+    precondition_backward_scratch s;
+    precondition_backward_layout(P, workspace, &s);
+    if (P->served[entry] < P->Tq) return; /* what a wider type served, it differentiates */
+
+    memset(s.n, 0, (size_t)(d * dp) * sizeof(real));
+    const chunk_factors all = factors_at(P, entry, chunks(P), factors);
+    for (idx t = prefix; t < Tq; t += ROWS) {
+        const idx n = min_idx(ROWS, Tq - t);
+        turn(n, d, dy + t * d, d, s.ut, WIDTH);
+        solve_tokens(n, d, &all, s.ut);
+        transpose(d, n, s.ut, WIDTH, u + t * d, d, 1);
+        add_outer(n, d, u + t * d, y + t * d, &s);
+    }
+    add_transposed(d, s.n, s.both);
+    for (idx j = prefix; j < Tk; j += ROWS) { /* keys that only those queries see, or nobody */
+        const idx n = min_idx(ROWS, Tk - j);
+        product_along_rows(n, vectors(d), d, k + j * d, d, s.both, dp, s.dk, dp, OVERWRITE);
+        put_rows(n, d, s.dk, dk + j * d, -1);
+    }
+
+    for (idx chunk = chunks(P) - 1; chunk >= 0; chunk--) {
+        const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
+        chunk_factors f = factors_at(P, entry, chunk, factors);
+        if (is_scaled_identity(P, chunk)) f.u = NULL;
+        turn(n, d, dy + t * d, d, s.ut, WIDTH);
+        apply_inverses(n, d, &f, s.ut, s.uk);
+        transpose(d, n, s.ut, WIDTH, u + t * d, d, 1);
+
+        turn(n, d, y + t * d, d, s.yt, WIDTH);
+        upper_along_rows(n, d, k + t * d, d, s.yt, s.yk);
+        for (idx r = 0; r < n; r += PAIR) hide_later_keys(n, r, s.yk);
+
+        add_transposed(d, s.n, s.both);
+        product_along_rows(n, vectors(d), d, k + t * d, d, s.both, dp, s.dk, dp, OVERWRITE);
+        const real *rows_u = whole_vectors(n, d, u + t * d, s.u);
+        const real *rows_y = whole_vectors(n, d, y + t * d, s.y);
+        for (idx r = 0; r < n; r += PAIR) { /* tokens before r do not see these keys */
+            const idx keys = min_idx(PAIR, n - r);
+            product_along_rows(keys, vectors(d), n - r, s.yk + r * WIDTH + r, WIDTH,
+                               rows_u + r * dp, dp, s.dk + r * dp, dp, ADD);
+            product_along_rows(keys, vectors(d), n - r, s.uk + r * WIDTH + r, WIDTH,
+                               rows_y + r * dp, dp, s.dk + r * dp, dp, ADD);
+        }
+        put_rows(n, d, s.dk, dk + t * d, -1);
+        product_along_columns(d, vectors(d), n, rows_u, dp, rows_y, dp, s.n, dp, ADD, NULL);
+    }
+
+    double trace = 0;
+    for (idx r = 0; r < d; r++) trace += (double)s.n[r * dp + r];
+    P->dalpha[entry] = -trace;
+    if (P->dgram) {
+        add_transposed(d, s.n, s.both);
+        put_rows(d, d, s.both, (real *)P->dgram + entry * d * d, (real)-0.5);
+    }
+}
+
+#endif

@@ -1,0 +1,64 @@
+/* ridge.c - least squares, one batch entry a task: ridge regression and the preconditioner.
+ *
+ *     fit             out  = Q W,  W = (K^T K + alpha I)^-1 K^T V
+ *     precondition    q*_t = H_t^-1 q_t,  H_t = gram + sum_{t sees j} k_j k_j^T + alpha I
+ *
+ * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h, then
+ * precondition.h, which has the causal case: a regression for every prefix, at the price of one
+ * elimination for each chunk of tokens. causal_fit.h is that of fit.
+ */
+#include "causal_fit.h"
+#include "finite.h"
+#include "fit.h"
+#include "precondition.h"
+#include "threads.h"
+
+static double work_of_fit(const ridge_problem *P)
+{
+    const double d = (double)P->d, dv = (double)P->dv;
+    if (P->is_causal) return (double)P->batch * (double)P->Tq * d * (5 * d + 3 * dv);
+    return (double)P->batch * ((double)P->Tk * d * (d / 2 + dv) + (double)P->Tq * d * dv +
+                               d * d * (d / 6 + dv));
+}
+
+static double work_of_precondition(const ridge_problem *P)
+{
+    const double d = (double)P->d;
+    const double each = P->is_causal ? 6 : 1.5; /* d^2 multiply-adds, of a token */
+    return (double)P->batch * ((double)(P->Tq + P->Tk) * d * d * each + d * d * d / 6);
+}
+
+static int fit(const ridge_problem *P, int num_threads)
+{
+    static const kvq_pass shared = {entries, fit_workspace_bytes, fit_run};
+    static const kvq_pass causal = {entries, causal_fit_workspace_bytes, causal_fit_run};
+    return kvq_run(P->is_causal ? &causal : &shared, P, work_of_fit(P), num_threads);
+}
+
+static int fit_backward(const ridge_problem *P, int num_threads)
+{
+    static const kvq_pass pass = {entries, fit_backward_workspace_bytes, fit_backward_run};
+    return kvq_run(&pass, P, 2 * work_of_fit(P), num_threads);
+}
+
+static int precondition(const ridge_problem *P, int num_threads)
+{
+    static const kvq_pass pass = {entries, precondition_workspace_bytes, precondition_run};
+    return kvq_run(&pass, P, work_of_precondition(P), num_threads);
+}
+
+static int precondition_backward(const ridge_problem *P, int num_threads)
+{
+    static const kvq_pass pass = {entries, precondition_backward_workspace_bytes,
+                                  precondition_backward_run};
+    return kvq_run(&pass, P, 2 * work_of_precondition(P), num_threads);
+}
+
+extern const ridge_table KVQ_TABLE(ridge);
+const ridge_table KVQ_TABLE(ridge) = {fit,
+                                      fit_backward,
+                                      precondition,
+                                      precondition_backward,
+                                      fit_factors,
+                                      precondition_factors,
+                                      all_finite};
