@@ -4,6 +4,9 @@
 The system hands out fresh memory page by page, each at the price of a fault; at a few megabytes that costs more
 than the arithmetic that fills it. So when a large result dies, its memory is kept for the next one of that size:
 at most `limit()` bytes in all, the longest unused given back first. KVQ_REF_BUFFER_MB sets the limit, 0 turns it off.
+
+The stock is guarded by the GIL: nothing between reading and writing it runs Python code. So a forked child, too,
+finds it whole.
 """
 import os
 
@@ -16,24 +19,27 @@ import numpy as np
 cdef extern from *:
     """
     #include <stdlib.h>
+    enum { KEPT_AT_MOST = 256 }; /* blocks; the limit in bytes is what counts */
     static void *page_aligned(size_t bytes)
     {
         void *memory;
         return posix_memalign(&memory, 4096, bytes) ? NULL : memory;
     }
     """
+    enum:
+        KEPT_AT_MOST
     void *page_aligned(size_t bytes) nogil
 
 
 SMALLEST = 1 << 15  # bytes; below that malloc keeps its own stock
+cdef size_t _smallest = SMALLEST
 cdef size_t GRAIN = 1 << 16
 
 ctypedef struct Kept:
     void *memory
     size_t bytes
 
-# Guarded by the GIL. The oldest comes first.
-cdef Kept _kept[64]
+cdef Kept _kept[KEPT_AT_MOST]  # the oldest first
 cdef int _count = 0
 cdef size_t _total = 0
 cdef size_t _limit = 64 << 20
@@ -42,10 +48,18 @@ cdef size_t _limit = 64 << 20
 cdef void forget(int place) noexcept:
     """Close the gap at a place of the list."""
     global _count, _total
+    cdef int i
     _total -= _kept[place].bytes
     _count -= 1
     for i in range(place, _count):
         _kept[i] = _kept[i + 1]
+
+
+cdef void shrink(size_t total) noexcept:
+    """Give back the oldest, until no more than so many bytes are kept."""
+    while _total > total:
+        free(_kept[0].memory)
+        forget(0)
 
 
 @cython.final
@@ -63,6 +77,9 @@ cdef class Block:
                 forget(i)
                 return
         self.memory = page_aligned(self.bytes)
+        if self.memory == NULL:  # what is kept may be what is missing
+            shrink(0)
+            self.memory = page_aligned(self.bytes)
         if self.memory == NULL:
             raise MemoryError(f"no memory for a result of {wanted} bytes")
 
@@ -76,9 +93,9 @@ cdef class Block:
         if self.bytes > _limit:
             free(self.memory)
             return
-        while _total + self.bytes > _limit or _count == 64:
-            free(_kept[0].memory)
-            forget(0)
+        shrink(_limit - self.bytes)
+        if _count == KEPT_AT_MOST:
+            shrink(_total - 1)
         _kept[_count].memory = self.memory
         _kept[_count].bytes = self.bytes
         _count += 1
@@ -89,9 +106,14 @@ def empty(tuple shape, dtype):
     """numpy.empty, but a large array's memory may be that of one which has died."""
     dtype = np.dtype(dtype)
     cdef size_t bytes = dtype.itemsize
+    cdef Py_ssize_t n
+    if bytes == 0 or dtype.hasobject:
+        return np.empty(shape, dtype)
     for n in shape:
+        if n <= 0 or <size_t> n > _limit // bytes:  # so that the product cannot overflow
+            return np.empty(shape, dtype)
         bytes *= <size_t> n
-    if bytes < <size_t> SMALLEST or bytes > _limit:
+    if bytes < _smallest:
         return np.empty(shape, dtype)
     return np.ndarray(shape, dtype, buffer=Block(bytes))
 
@@ -110,17 +132,15 @@ def set_limit(size_t bytes):
     """Keep at most so many bytes, from now on."""
     global _limit
     _limit = bytes
-    while _total > _limit:
-        free(_kept[0].memory)
-        forget(0)
+    shrink(bytes)
 
 
 def _limit_from_environment():
     wanted = os.environ.get("KVQ_REF_BUFFER_MB", "")
     if wanted:
-        if not wanted.isdigit():
+        if not (wanted.isascii() and wanted.isdigit()):
             raise ValueError(f"KVQ_REF_BUFFER_MB: expected a whole number of megabytes, got {wanted!r}")
-        set_limit(int(wanted) << 20)
+        set_limit(min(int(wanted), 1 << 40) << 20)
 
 
 _limit_from_environment()

@@ -116,16 +116,18 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
     causal_fit_scratch s;
     causal_fit_layout(P, workspace, &s);
 
+    if (P->gram) load_state(P, entry, s.hr, stride);
     for (idx chunk = 0; chunk < chunks(P); chunk++) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
+        const int has_past = !is_scaled_identity(P, chunk);
         idx served = 0;
-        if (chunk == 0 || eliminate_past(P, alpha, &s))
-            served = causal_fit_chunk(P, n, q + t * d, k + t * d, v + t * dv, alpha, chunk > 0,
+        if (!has_past || eliminate_past(P, alpha, &s))
+            served = causal_fit_chunk(P, n, q + t * d, k + t * d, v + t * dv, alpha, has_past,
                                       out + t * dv, &s);
         P->served[entry] = t + served;
         if (served < n || t + n == Tq) return;
 
-        const join how = chunk == 0 ? OVERWRITE : ADD;
+        const join how = has_past ? ADD : OVERWRITE;
         const real *rows_k = whole_vectors(n, d, k + t * d, s.k);
         const real *rows_v = whole_vectors(n, dv, v + t * dv, s.e);
         add_gram(n, d, rows_k, s.hr, stride, how);

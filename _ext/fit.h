@@ -3,6 +3,7 @@
  *     forward     H = K^T K + alpha I = U^T U,   W = U^-1 U^-T K^T V,   out = Q W
  *     backward    dW = Q^T dout,   Z = H^-1 dW,   dq = dout W^T,   dalpha = -sum Z W
  *                 dv = K Z,   dk = V Z^T - K (W Z^T + Z W^T)
+ *                 and of a state (gram, moment): -(W Z^T + Z W^T) / 2 and Z
  *
  * [H | K^T V] is one array of d rows: eliminating H leaves U^-T K^T V beside it.
  */
@@ -59,6 +60,20 @@ INLINE void turn(idx n, idx columns, const real *x, idx stride, real *to, idx to
 }
 
 /* ---- H --------------------------------------------------------------------------------------- */
+/* [H | R] as a state brings it along. */
+INLINE void load_state(const ridge_problem *P, idx entry, real *hr, idx stride)
+{
+    const idx d = P->d, dv = P->dv;
+    memset(hr, 0, (size_t)(d * stride) * sizeof(real));
+    for (idx r = 0; r < d; r++) {
+        memcpy(hr + r * stride, (const real *)P->gram + (entry * d + r) * d,
+               (size_t)d * sizeof(real));
+        if (P->moment)
+            memcpy(hr + r * stride + padded(d), (const real *)P->moment + (entry * d + r) * dv,
+                   (size_t)dv * sizeof(real));
+    }
+}
+
 /* H (+)= K^T K on and above the diagonal, in whole vectors. k: rows of stride padded(d). */
 INLINE void add_gram(idx n, idx d, const real *k, real *h, idx stride, join how)
 {
@@ -116,9 +131,10 @@ static void fit_run(const void *problem, void *workspace, idx entry)
     real *h = P->factors ? (real *)P->factors + entry * fit_factors(P) : s.hr;
     real *w = h + padded(d);
 
+    if (P->gram) load_state(P, entry, h, stride);
     for (idx j = 0; j < P->Tk; j += ROWS) {
         const idx n = min_idx(ROWS, P->Tk - j);
-        const join how = j == 0 ? OVERWRITE : ADD;
+        const join how = j == 0 && !P->gram ? OVERWRITE : ADD;
         const real *kj = whole_vectors(n, d, k + j * d, s.k);
         const real *vj = whole_vectors(n, dv, v + j * dv, s.v);
         add_gram(n, d, kj, h, stride, how);
@@ -222,6 +238,10 @@ static void fit_backward_run(const void *problem, void *workspace, idx entry)
         product_along_rows(n, vectors(d), d, k + j * d, d, s.m, padded(d), room, padded(d),
                            SUBTRACT);
         put_rows(n, d, room, dk + j * d, 1);
+    }
+    if (P->dgram) {
+        put_rows(d, d, s.m, (real *)P->dgram + entry * d * d, (real)-0.5);
+        put_rows(d, dv, s.z, (real *)P->dmoment + entry * d * dv, 1);
     }
 }
 

@@ -220,12 +220,8 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
     precondition_layout(P, workspace, &s);
     real *kept = P->factors ? (real *)P->factors + entry * precondition_factors(P) : NULL;
 
-    for (idx r = 0; r < d; r++) {
-        memset(s.h + r * padded(d), 0, (size_t)padded(d) * sizeof(real));
-        if (P->gram)
-            memcpy(s.h + r * padded(d), (const real *)P->gram + (entry * d + r) * d,
-                   (size_t)d * sizeof(real));
-    }
+    if (P->gram) load_state(P, entry, s.h, padded(d));
+    else memset(s.h, 0, (size_t)(d * padded(d)) * sizeof(real));
     for (idx chunk = 0; chunk < chunks(P); chunk++) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
         chunk_factors f = factors_at(P, entry, kept ? chunk : 0, kept ? kept : s.factors);

@@ -13,7 +13,8 @@ typedef struct {
     ptrdiff_t batch, Tq, Tk, d, dv;
     const void *q, *k, *v;
     const double *alpha;
-    const void *gram; /* precondition only: added to every K^T K; NULL for none */
+    const void *gram;   /* added to every K^T K: what a state brings along; NULL for none */
+    const void *moment; /* fit only: (batch, d, dv), added to every K^T V; NULL if gram is */
     void *result;     /* out, or q_star; read by backward */
     void *factors;    /* (batch, factors(...)) numbers that backward needs; NULL if there is none to come */
     ptrdiff_t *served; /* (batch): queries whose regression was regular to working precision.
@@ -23,6 +24,7 @@ typedef struct {
     void *dq, *dk, *dv_out;
     double *dalpha; /* (batch) */
     void *dgram;    /* (batch, d, d), or NULL */
+    void *dmoment;  /* (batch, d, dv), or NULL */
 } ridge_problem;
 
 /* What one (level, dtype) build of ridge.c exports. All but factors return 0, or -1 when scratch

@@ -85,8 +85,13 @@ static int run_alone(const kvq_pass *pass, const void *P, size_t workspace_bytes
     return 0;
 }
 
-int kvq_run(const kvq_pass *pass, const void *P, double multiply_adds,
-                    int num_threads)
+static atomic_int thread_limit;
+
+int kvq_get_thread_limit(void) { return atomic_load(&thread_limit); }
+
+void kvq_set_thread_limit(int limit) { atomic_store(&thread_limit, limit > 0 ? limit : 0); }
+
+int kvq_run(const kvq_pass *pass, const void *P, double multiply_adds, int num_threads)
 {
     const ptrdiff_t tasks = pass->tasks(P);
     ptrdiff_t threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;

@@ -22,4 +22,10 @@ typedef struct {
  * no more than num_threads. Returns 0, or -1 when scratch memory could not be had. */
 int kvq_run(const kvq_pass *, const void *problem, double multiply_adds, int num_threads);
 
+/* How many threads the process lets a call use, 0 for no limit: for threadpoolctl, which finds the two by name in
+ * the loaded library. Whoever chooses num_threads asks here first. */
+#define KVQ_EXPORTED __attribute__((visibility("default")))
+KVQ_EXPORTED int kvq_get_thread_limit(void);
+KVQ_EXPORTED void kvq_set_thread_limit(int);
+
 #endif

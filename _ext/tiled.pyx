@@ -9,6 +9,8 @@ import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport isfinite, sqrt
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
 cimport numpy as cnp
 from arrays cimport (
     check_memory, check_shape, check_threads, dense, is_plain, kvq_build, kvq_chosen_level, kvq_level, real_type,
@@ -27,6 +29,7 @@ cdef extern from *:
 
 cdef extern from "threads.h" nogil:
     double KVQ_WORTH_A_THREAD
+    int kvq_get_thread_limit() noexcept
 
 cdef extern from "tiled.h" nogil:
     ctypedef struct tiled_problem:
@@ -87,6 +90,11 @@ def simd_level():
     if kvq_chosen_level() == NULL:
         raise ValueError(f"KVQ_REF_SIMD: this build on this CPU can run {', '.join(simd_levels())}")
     return (<bytes> kvq_chosen_level()).decode()
+
+
+def thread_limit():
+    """How many threads threadpoolctl lets a call use; 0 where it has set no limit."""
+    return kvq_get_thread_limit()
 
 
 # ---- the functions -------------------------------------------------------------------------------
@@ -259,32 +267,68 @@ cdef int threads_for(double multiply_adds, num_threads) except -1:
     return num_threads() if multiply_adds >= 2 * KVQ_WORTH_A_THREAD else 1
 
 
-def quick(int score, q, k, v, is_causal, scale, num_threads, bint saves):
-    """out, or (out, stats) if it `saves` for `quick_backward`; None if the call is not plain.
+cdef bint overlap(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether two arrays in C order have memory in common."""
+    cdef uintptr_t a = <uintptr_t> cnp.PyArray_DATA(x), b = <uintptr_t> cnp.PyArray_DATA(y)
+    return a < b + <uintptr_t> cnp.PyArray_NBYTES(y) and b < a + <uintptr_t> cnp.PyArray_NBYTES(x)
 
-    num_threads() is asked only where threads are worth it.
+
+cdef bint can_take_the_result(out, q, k, v) noexcept:
+    """Whether the result can be written straight into `out`, an array of the caller's."""
+    cdef int axis, ndim = cnp.PyArray_NDIM(q)
+    cdef cnp.npy_intp *shape
+    if not (is_plain(out) and cnp.PyArray_ISWRITEABLE(out)) or cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(q):
+        return False
+    if cnp.PyArray_NDIM(out) != ndim:
+        return False
+    shape = cnp.PyArray_DIMS(out)
+    for axis in range(ndim - 1):
+        if shape[axis] != cnp.PyArray_DIMS(q)[axis]:
+            return False
+    return (shape[ndim - 1] == cnp.PyArray_DIMS(v)[ndim - 1]
+            and not (overlap(out, q) or overlap(out, k) or overlap(out, v)))
+
+
+def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
+    """The result, or (result, copy, stats) if it `saves` for `quick_backward`; None if the call is not plain.
+
+    The result is written into `out`, unless that is None. The copy is the pullback's own: the result is the caller's
+    to write into. num_threads() is asked only where threads are worth it.
     """
     cdef tiled_problem p
     cdef const tiled_table *kernels
     cdef int failed, threads
     cdef bytes stats = None
+    cdef void *copied = NULL
+    cdef size_t bytes_out
     if not describe_plain(&p, score, q, k, v, is_causal, scale):
         return None
+    if out is None:
+        out = like(q, p.dv)
+    elif not can_take_the_result(out, q, k, v):
+        return None
     threads = threads_for(<double> p.batch * p.Tq * p.Tk * (p.d + p.dv), num_threads)
-    out = like(q, p.dv)
     p.out = cnp.PyArray_DATA(out)
+    bytes_out = <size_t> cnp.PyArray_NBYTES(out)
     if saves:
         stats = new_stats(&p, cnp.PyArray_TYPE(q))
         p.stats = PyBytes_AS_STRING(stats)
+        copy = like(q, p.dv)
+        copied = cnp.PyArray_DATA(copy)
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
     with nogil:
         failed = kernels.forward(&p, threads)
+        if copied != NULL:
+            memcpy(copied, p.out, bytes_out)
     check_memory(failed)
-    return (out, stats) if saves else out
+    return (out, copy, stats) if saves else out
 
 
 def quick_backward(int score, dout, q, k, v, out, bytes stats, is_causal, scale, num_threads):
-    """(dq, dk, dv) after a `quick` that saved; None if dout, or what has become of the inputs, is not plain."""
+    """(dq, dk, dv) after a `quick` that saved; None if dout, or what has become of the inputs, is not plain.
+
+    out and stats are the copy and the stats that `quick` gave.
+    """
     cdef tiled_problem p
     cdef const tiled_table *kernels
     cdef int failed, threads, axis

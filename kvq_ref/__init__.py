@@ -33,6 +33,7 @@ from kvq_ref.features import FeatureMap
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.heads import merge_heads, split_heads
+from kvq_ref.threads import use_num_threads
 from kvq_ref.types import Grads
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ __all__ = [
     "split_heads",
     "use_backend",
     "use_implementation",
+    "use_num_threads",
     "vjp",
 ]
 

@@ -20,6 +20,8 @@ from kvq_ref.arrays import (
     device,
     dtype_name,
     is_array,
+    is_numpy,
+    is_writeable,
     library,
     namespace,
 )
@@ -75,10 +77,12 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
         ready["normalize"] = check_flag("normalize", ready["normalize"])
     if "feature_map" in ready:
         ready["feature_map"] = check_feature_map(ready["feature_map"])
-    check_leading(arrays)
+    leading = check_leading(arrays)
     if "initial_state" in ready:
         returns_state = check_flag("output_final_state", ready.get("output_final_state", False))
-        check_state(form, ready, returns_state, q, k, v)
+        leading = check_leading(arrays | check_state(form, ready, returns_state, q, k, v))
+    if ready.get("out") is not None:
+        check_out(ready["out"], q, (*leading, Tq, v.shape[-1]))
     return ready
 
 
@@ -130,18 +134,31 @@ def check_pair_shape(name: str, x: Array, Tq: int, Tk: int) -> None:
         raise ValueError(f"{name}: expected a shape that broadcasts to (..., {Tq}, {Tk}), got {tuple(x.shape)}")
 
 
-def check_leading(arrays: Mapping[str, Array]) -> None:
-    """The axes before the last two (all of them, for alpha) broadcast together."""
-    so_far: tuple[int, ...] | None = None
+def check_leading(arrays: Mapping[str, Array]) -> tuple[int, ...]:
+    """What the axes before the last two (all of them, for alpha) broadcast to."""
+    so_far: tuple[int, ...] = ()
     for name, x in arrays.items():
         leading = tuple(x.shape if name == "alpha" else x.shape[:-2])
         try:
-            so_far = leading if so_far is None else broadcast_leading(so_far, leading)
+            so_far = broadcast_leading(so_far, leading) if so_far else leading
         except ValueError:
             raise ValueError(
                 f"{name}: expected leading axes that broadcast with {so_far}, those of the arguments before it, "
                 f"got {leading} of shape {tuple(x.shape)}"
             ) from None
+    return so_far
+
+
+def check_out(out: Array, q: Array, shape: tuple[int, ...]) -> None:
+    """An array that can take the result, whose shape is known by now."""
+    check_same_library({"q": q, "out": out})
+    check_dtypes({"q": q, "out": out})
+    if not is_writeable(out):
+        if is_numpy(out):
+            raise ValueError("out: expected an array that can be written into, got a read-only one")
+        raise TypeError(f"out: expected an array that can be written into, got one of {library(out)}; use the result")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out: expected the shape of the result, {shape}, got {tuple(out.shape)}")
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -235,18 +252,20 @@ def _checked(feature_map: FeatureMap) -> FeatureMap:
     return FeatureMap(apply=apply, vjp=None if feature_map.vjp is None else vjp)
 
 
-def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: Array, k: Array, v: Array) -> None:
-    """A state of the right kind, and options that a state can go with."""
+def check_state(
+    form: str, options: Mapping[str, Any], returns_state: bool, q: Array, k: Array, v: Array
+) -> dict[str, Array]:
+    """A state of the right kind, and options that a state can go with. Returns its arrays by name, if one is given."""
     state, mask = options["initial_state"], options["mask"]
     if state is None and not returns_state:
-        return
+        return {}
     if not is_key_mask(mask):
         raise ValueError(
             "mask: expected a key mask, of shape (..., 1, Tk), where a state is given or asked for, "
             f"got {tuple(mask.shape)}; a state holds the same keys for every query"
         )
     if state is None:
-        return
+        return {}
     if (solver := options.get("solver", "auto")) not in GRAM_SOLVERS:
         raise ValueError(
             f"solver: expected one of {', '.join(map(repr, GRAM_SOLVERS))} with an initial_state, which holds "
@@ -275,7 +294,4 @@ def check_state(form: str, options: Mapping[str, Any], returns_state: bool, q: A
             f"initial_state.k_sum: expected as many rows as initial_state.kv has, {state.kv.shape[-2]}, "
             f"got shape {tuple(state.k_sum.shape)}"
         )
-    others = {name: options[name] for name in ("mask", "alpha") if options.get(name) is not None}
-    check_leading(
-        {"q": q, "k": k, "v": v} | others | {f"initial_state.{name}": getattr(state, name) for name in expected}
-    )
+    return {f"initial_state.{name}": getattr(state, name) for name in expected}

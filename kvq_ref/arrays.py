@@ -80,6 +80,18 @@ def device(x: Array) -> Any:
     return array_api_compat.device(x)
 
 
+def is_writeable(x: Array) -> bool:
+    """Whether ``x`` can be written into: not where its library has no such arrays, or it is read-only."""
+    return bool(array_api_compat.is_writeable_array(x))
+
+
+def may_overlap(x: Array, y: Array) -> bool:
+    """Whether writing into ``y`` may change ``x``; where the library does not say, arrays of one dtype may."""
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return np.may_share_memory(x, y)
+    return bool(x.dtype == y.dtype)
+
+
 def transpose(x: Array) -> Array:
     """Swap the last two axes: (..., n, m) to (..., m, n)."""
     return namespace(x).matrix_transpose(x)

@@ -8,6 +8,7 @@ that went in. The mathematics of each is one short file in ``kvq_ref/forms``.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ def softmax_attention(
     bias: Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Array:
     """Softmax attention: a mean of the values, weighted by exp(scale * q.k).
@@ -51,6 +53,9 @@ def softmax_attention(
         Whether query i sees keys 0 .. i only.
     scale : float, optional
         Factor of the scores, by default 1/sqrt(d).
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -85,6 +90,7 @@ def softmax_attention(
         "bias": bias,
         "is_causal": is_causal,
         "scale": scale,
+        "out": out,
         "implementation": implementation,
     }
     return call("softmax_attention", q, k, v, options)
@@ -99,6 +105,7 @@ def expressive_attention(
     bias: Array | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Array:
     """Expressive attention: a mean of the values, weighted by z^2 / (1 + z^2) with z = scale * q.k.
@@ -123,6 +130,9 @@ def expressive_attention(
         Whether query i sees keys 0 .. i only.
     scale : float, default 1
         Factor of the scores.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -157,6 +167,7 @@ def expressive_attention(
         "bias": bias,
         "is_causal": is_causal,
         "scale": scale,
+        "out": out,
         "implementation": implementation,
     }
     return call("expressive_attention", q, k, v, options)
@@ -174,6 +185,7 @@ def linear_attention(
     normalize: bool = False,
     initial_state: LinearState | None = None,
     output_final_state: bool = False,
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Any:
     """Linear attention: a sum of the values, weighted by scale * phi(q).phi(k).
@@ -204,6 +216,9 @@ def linear_attention(
         What came before the first key, as returned by an earlier call.
     output_final_state : bool, default False
         Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -248,6 +263,7 @@ def linear_attention(
         "normalize": normalize,
         "initial_state": initial_state,
         "output_final_state": output_final_state,
+        "out": out,
         "implementation": implementation,
     }
     return call("linear_attention", q, k, v, options)
@@ -264,6 +280,7 @@ def intention(
     solver: str = "auto",
     initial_state: IntentionState | None = None,
     output_final_state: bool = False,
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Any:
     """Intention: ridge regression from keys to values, evaluated at the queries.
@@ -294,6 +311,9 @@ def intention(
         What came before the first key, as returned by an earlier call.
     output_final_state : bool, default False
         Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -336,6 +356,7 @@ def intention(
         "solver": solver,
         "initial_state": initial_state,
         "output_final_state": output_final_state,
+        "out": out,
         "implementation": implementation,
     }
     return call("intention", q, k, v, options)
@@ -352,6 +373,7 @@ def sigma_intention(
     is_causal: bool = False,
     scale: float | None = None,
     solver: str = "auto",
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Array:
     """sigma-Intention: softmax attention of preconditioned queries.
@@ -383,6 +405,9 @@ def sigma_intention(
         Factor of the scores.
     solver : {"auto", "cholesky", "qr", "svd", "lstsq", "cg"}
         How the least-squares problem is solved; see :mod:`kvq_ref.solvers`.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -422,6 +447,7 @@ def sigma_intention(
         "is_causal": is_causal,
         "scale": scale,
         "solver": solver,
+        "out": out,
         "implementation": implementation,
     }
     return call("sigma_intention", q, k, v, options)
@@ -438,6 +464,7 @@ def expressive_intention(
     is_causal: bool = False,
     scale: float | None = None,
     solver: str = "auto",
+    out: Array | None = None,
     implementation: str | None = None,
 ) -> Array:
     """Expressive Intention: expressive attention of preconditioned queries.
@@ -469,6 +496,9 @@ def expressive_intention(
         Factor of the scores.
     solver : {"auto", "cholesky", "qr", "svd", "lstsq", "cg"}
         How the least-squares problem is solved; see :mod:`kvq_ref.solvers`.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
     implementation : {"reference", "compiled", None}
         How to compute it; None takes the best that serves these arguments.
 
@@ -507,6 +537,7 @@ def expressive_intention(
         "is_causal": is_causal,
         "scale": scale,
         "solver": solver,
+        "out": out,
         "implementation": implementation,
     }
     return call("expressive_intention", q, k, v, options)
@@ -536,8 +567,9 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
         ``.v``, and ``.bias``, ``.alpha``, ``.initial_state`` where these were given (None
         where not). Each has the shape of its argument. Where a state is
         returned it takes ``(dout, dstate)``; ``dstate`` may be None. It can be called
-        more than once. It keeps q, k and v themselves and no copies: leave them as
-        they are until it has been called; out may be written into.
+        more than once. It keeps q, k and v themselves and no copies (unless ``out=``
+        overlaps them): leave them as they are until it has been called; out may be
+        written into.
 
     Raises
     ------
@@ -564,13 +596,26 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
     name = getattr(form, "__name__", type(form).__name__)
     if name not in FORMS or globals().get(name) is not form:
         raise TypeError(f"form: expected a form of kvq_ref ({', '.join(FORMS)}), got {name}")
+    names, defaults = _keywords(name)
+    given = defaults | options
+    if given.keys() != names:
+        raise _wrong_keywords(form, options)
+    return differentiable_call(name, q, k, v, given)
+
+
+@functools.cache
+def _keywords(name: str) -> tuple[frozenset[str], dict[str, Any]]:
+    """The keyword arguments of a form, and the defaults of those that have one."""
+    parameters = [p for p in inspect.signature(globals()[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return frozenset(p.name for p in parameters), {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _wrong_keywords(form: Callable[..., Any], options: dict[str, Any]) -> TypeError:
+    """What is wrong, in Python's own words, and the options that there are."""
+    name = form.__name__
     try:
-        bound = inspect.signature(form).bind(q, k, v, **options)
+        inspect.signature(form).bind(None, None, None, **options)
     except TypeError as error:
-        raise TypeError(
-            f"{name}: {error}; its options are {', '.join((*FORMS[name].options, 'implementation'))}"
-        ) from None
-    bound.apply_defaults()
-    out, pullback = differentiable_call(name, q, k, v, bound.kwargs)
-    # The pullback keeps the result it was made with: the caller may write into a copy (out -= target).
-    return (1 * out[0], out[1]) if isinstance(out, tuple) else 1 * out, pullback
+        known = ", ".join((*FORMS[name].options, "out", "implementation"))
+        return TypeError(f"{name}: {error}; its options are {known}")
+    raise AssertionError(f"{name}: these keywords are right: {', '.join(options)}")

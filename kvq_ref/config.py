@@ -27,6 +27,7 @@ def config() -> dict[str, str]:
         found["compiled kernels"] = f"yes, SIMD level {kernels.simd_level()}, {kernels.num_threads()} threads"
     else:
         found["compiled kernels"] = f"no ({kernels.missing}): every form runs on its NumPy reference"
+    found["memory for results"] = kernels.buffer_policy()
     found["backend"] = current_backend()
     return found
 

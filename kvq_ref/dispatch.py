@@ -6,7 +6,10 @@ the capabilities table and the tests' skips are all made from that.
 
 A call passes through, in this order: checks (arguments.py); half precision is
 widened to float32; what is not finite is isolated (nonfinite.py); the chosen
-implementation runs; and back out the same way.
+implementation runs; and back out the same way. For a small call that is many
+times the work proper. So where the best implementation has a ``quick`` way, that
+is tried first: it takes a plain call whole, with the same result to the bit,
+and leaves whatever is out of the ordinary, mistakes included, to the long way.
 """
 
 from __future__ import annotations
@@ -29,15 +32,23 @@ from kvq_ref.arrays import (
     is_array,
     is_numpy,
     library,
+    may_overlap,
     namespace,
     sum_to_shape,
     transpose,
 )
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms.intention import IntentionState
+from kvq_ref.forms.linear import LinearState
+from kvq_ref.kernels import linear as fast_linear
+from kvq_ref.kernels import preconditioned as fast_preconditioned
+from kvq_ref.kernels import ridge as fast_ridge
+from kvq_ref.kernels import tiled as fast_tiled
 from kvq_ref.nonfinite import Inputs
-from kvq_ref.types import Array, Grads
+from kvq_ref.types import Array, Grads, map_state
 
 IMPLEMENTATIONS = ("reference", "compiled")
+STATES = (IntentionState, LinearState)
 
 
 # ---- The declarations ----------------------------------------------------------------
@@ -53,6 +64,13 @@ class Implementation:
         One of ``IMPLEMENTATIONS``.
     forward, backward : callable
         With the signatures of the form's file.
+    quick : callable, optional
+        ``quick(q, k, v, options)`` takes a public call as it comes, unchecked, and
+        gives out; None if the call is not plain.
+    quick_vjp : callable, optional
+        The same, giving ``(out, pullback)``; the pullback gives None for a gradient that is not plain.
+    final_state : callable, optional
+        The state after the last key, from what forward saved and the initial state.
     all_finite : callable
         Whether an array that it serves holds neither NaN nor infinity.
     numpy_only : bool
@@ -64,6 +82,9 @@ class Implementation:
     name: str
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., Grads]
+    quick: Callable[..., Array | None] | None = None
+    quick_vjp: Callable[..., tuple[Array, Callable[[Any], Grads | None]] | None] | None = None
+    final_state: Callable[..., Any] | None = None
     all_finite: Callable[[Array], bool] = arrays.all_finite
     numpy_only: bool = False
     missing: str | None = None
@@ -100,31 +121,41 @@ class Form:
         return next((x for x in self.implementations if x.name == name), None)
 
 
-def _form(name: str, module: ModuleType, compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None) -> Form:
-    reference = Implementation("reference", module.forward, module.backward)
+Compiled = dict[str, Callable[..., Any]]
+
+
+def _form(name: str, module: ModuleType, compiled: Compiled | None = None) -> Form:
+    reference = Implementation("reference", module.forward, module.backward, final_state=_final_state_of(module))
     if compiled is None:
         return Form(name, module, (reference,))
-    fast = Implementation("compiled", *compiled, kernels.all_finite, numpy_only=True, missing=kernels.missing)
+    fast = Implementation(
+        "compiled", **compiled, all_finite=kernels.all_finite, numpy_only=True, missing=kernels.missing
+    )
     return Form(name, module, (fast, reference))
 
 
-def _tiled(score: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return functools.partial(kernels.forward, score), kernels.backward
+def _final_state_of(module: ModuleType) -> Callable[..., Any] | None:
+    return getattr(module, "final_state", None)
 
 
-def _preconditioned(score: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return functools.partial(kernels.preconditioned_forward, score), kernels.preconditioned_backward
+def _kernel(module: ModuleType, score: str | None = None) -> Compiled:
+    """What a file of kernels/ has to offer: forward and backward, and some of the rest; for a score form, of that."""
+    names = ("forward", "backward", "final_state", "quick", "quick_vjp")
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    if score is None:
+        return found
+    return {name: x if name == "backward" else functools.partial(x, score) for name, x in found.items()}
 
 
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
-        _form("softmax_attention", softmax, compiled=_tiled("softmax")),
-        _form("expressive_attention", expressive, compiled=_tiled("expressive")),
-        _form("linear_attention", linear),
-        _form("intention", intention),
-        _form("sigma_intention", sigma_intention, compiled=_preconditioned("softmax")),
-        _form("expressive_intention", expressive_intention, compiled=_preconditioned("expressive")),
+        _form("softmax_attention", softmax, _kernel(fast_tiled, "softmax")),
+        _form("expressive_attention", expressive, _kernel(fast_tiled, "expressive")),
+        _form("linear_attention", linear, _kernel(fast_linear)),
+        _form("intention", intention, _kernel(fast_ridge)),
+        _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),
+        _form("expressive_intention", expressive_intention, _kernel(fast_preconditioned, "expressive")),
     )
 }
 
@@ -210,19 +241,63 @@ Pullback = Callable[[Any], Grads]
 
 def call(name: str, q: Array, k: Array, v: Array, options: dict[str, Any]) -> Any:
     """Evaluate a form."""
-    return differentiable_call(name, q, k, v, options)[0]
+    form = FORMS[name]
+    best = _quick_way(form, options["implementation"])
+    if best is not None and best.quick is not None:
+        out = best.quick(q, k, v, options)
+        if out is not None:
+            return out
+    out, state, _ = _long_way(form, q, k, v, options)
+    if options["out"] is not None:
+        out = _write(out, options["out"])
+    return out if state is None else (out, state)
 
 
 def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[str, Any]) -> tuple[Any, Pullback]:
-    """Evaluate a form, and return with the result the function that carries its gradient back."""
+    """Evaluate a form, and return with the result the function that carries its gradient back.
+
+    The result is the caller's to write into (``out -= target``): the pullback keeps one of its own.
+    """
     form = FORMS[name]
-    requested = options.pop("implementation", None)
+    best = _quick_way(form, options["implementation"])
+    if best is not None and best.quick_vjp is not None:
+        done = best.quick_vjp(q, k, v, options)
+        if done is not None:
+            out, quick_pullback = done
+            again = options | {"implementation": best.name, "out": None}
+
+            def pullback(dout: Any) -> Grads:
+                return quick_pullback(dout) or _long_way(form, q, k, v, again)[2](dout)
+
+            return out, pullback
+    out, state, long_pullback = _long_way(form, q, k, v, options, is_differentiated=True)
+    out = _copy(out) if options["out"] is None else _write(out, options["out"])
+    return out if state is None else (out, state), long_pullback
+
+
+def _quick_way(form: Form, requested: Any) -> Implementation | None:
+    """The best implementation, if it is the one wanted and installed; what is wanted may be any mistake."""
+    best = form.implementations[0]
+    if requested is None:
+        requested = _requested.get()
+    is_wanted = requested is None or (isinstance(requested, str) and requested == best.name)
+    return best if is_wanted and best.missing is None else None
+
+
+def _long_way(
+    form: Form, q: Array, k: Array, v: Array, options: dict[str, Any], is_differentiated: bool = False
+) -> tuple[Array, Any, Pullback]:
+    """(out, state, pullback), whatever the arguments; state is None unless it was asked for."""
     given_bias, given_alpha = options.get("bias"), options.get("alpha")
-    options = check_call(name, q, k, v, options)
-    implementation = choose(form, q, requested)
+    options = check_call(form.name, q, k, v, options)
+    implementation = choose(form, q, options.pop("implementation"))
 
     returns_state = options.pop("output_final_state", False)
     inputs = Inputs(q, k, v, options.pop("mask", None), options.pop("bias", None))
+    into = options.pop("out")
+    if into is not None and is_differentiated:
+        inputs = Inputs(*(_apart(x, into) for x in inputs))
+        options = {name: _apart(x, into) for name, x in options.items()}
     is_causal, initial_state = options["is_causal"], options.get("initial_state")
     half = dtype_name(q) in HALF_DTYPES
     if half:
@@ -244,7 +319,9 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
     if "bias" in form.options:
         options["bias"] = inputs.bias
     out, saved = implementation.forward(inputs.q, inputs.k, inputs.v, mask=inputs.mask, **options)
-    state = form.module.final_state(saved, initial_state) if returns_state else None
+    state = None
+    if returns_state and implementation.final_state is not None:
+        state = implementation.final_state(saved, initial_state)
     if quarantine is not None:
         out = nonfinite.mark_rows(out, quarantine)
         state = None if state is None else nonfinite.mark_state(state, quarantine)
@@ -263,7 +340,23 @@ def differentiable_call(name: str, q: Array, k: Array, v: Array, options: dict[s
             grads = nonfinite.mark_grads(grads, seen)
         return _to_given(grads, q, k, v, given_bias, given_alpha, options.get("alpha"), initial_state)
 
-    return (out, state) if returns_state else out, pullback
+    return out, state, pullback
+
+
+def _write(out: Array, into: Array) -> Array:
+    into[...] = out
+    return into
+
+
+def _copy(x: Array) -> Array:
+    return kernels.copy(x) if is_numpy(x) else 1 * x
+
+
+def _apart(x: Any, into: Array) -> Any:
+    """An argument that the pullback can keep: a copy, where writing into ``into`` might change it."""
+    if isinstance(x, STATES):
+        return map_state(lambda part: _apart(part, into), x)
+    return _copy(x) if is_array(x) and may_overlap(x, into) else x
 
 
 def _to_given(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from kvq_ref.bench import timing
 from kvq_ref.bench.implementations import compare
 from kvq_ref.bench.timing import Timing, interleaved
+from kvq_ref.dispatch import FORMS
 from kvq_ref.lab.correctness import why_no_kernel
 
 
@@ -44,6 +46,9 @@ def test_comparison_of_implementations() -> None:
     assert comparison.rounds >= 3
 
 
-def test_a_missing_kernel_is_an_error_and_not_a_number() -> None:
+def test_a_missing_kernel_is_an_error_and_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = FORMS["linear_attention"]
+    only_reference = (form.implementation("reference"),)
+    monkeypatch.setitem(FORMS, form.name, replace(form, implementations=only_reference))
     with pytest.raises(ValueError, match="there is no kernel for this form"):
         list(compare(["linear_attention"], [(1, 1, 4, 2)], budget=0.0))

@@ -1,0 +1,227 @@
+"""The least-squares kernels on their own: sizes, levels, states, threads, and what must hold bit for bit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import relative_error
+
+import kvq_ref as kvq
+from kvq_ref import kernels
+
+if kernels.missing is not None:
+    pytest.skip(f"compiled kernels are not installed: {kernels.missing}", allow_module_level=True)
+ridge = pytest.importorskip("kvq_ref._ext.ridge")
+
+LEVELS = kernels.tiled_ext.simd_levels()
+BARS = {"float64": 1e-11, "float32": 2e-3}
+ALPHA = 0.7
+SIZES = [  # batch, Tq, Tk, d, dv
+    (2, 5, 7, 3, 4),
+    (1, 1, 1, 1, 1),
+    (2, 67, 130, 17, 33),
+    (2, 130, 67, 64, 64),
+    (1, 200, 200, 8, 8),
+    (1, 100, 100, 80, 16),
+    (1, 150, 150, 128, 3),
+    (3, 16, 16, 16, 16),
+    (2, 65, 65, 32, 32),
+]
+each_level = pytest.mark.parametrize("simd", LEVELS)
+each_dtype = pytest.mark.parametrize("dtype", BARS)
+each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
+each_order = pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
+
+
+def poisoned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.full_like(x, np.nan) for x in arrays)
+
+
+def problem(sizes: tuple[int, ...], dtype: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """q, k, v, alpha, gram, moment."""
+    batch, Tq, Tk, d, dv = sizes
+    q, k, v = (rng.standard_normal((batch, *x)).astype(dtype) for x in ((Tq, d), (Tk, d), (Tk, dv)))
+    past = rng.standard_normal((batch, d + 2, d))
+    gram = (past.swapaxes(1, 2) @ past).astype(dtype)
+    return q, k, v, np.full(batch, ALPHA), gram, rng.standard_normal((batch, d, dv)).astype(dtype)
+
+
+def regressions(k: np.ndarray, gram: Any, Tq: int, is_causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """H of every query, and who sees whom, in float64."""
+    visible = np.ones((Tq, k.shape[1]))
+    visible = np.tril(visible) if is_causal else visible
+    h = np.einsum("ts,bsi,bsj->btij", visible, k, k) + ALPHA * np.eye(k.shape[2])
+    return (h if gram is None else h + gram[:, None]), visible
+
+
+@pytest.mark.parametrize("has_state", [False, True], ids=["", "state"])
+@each_order
+@each_size
+@each_level
+@each_dtype
+def test_fit(
+    dtype: str, simd: str, sizes: tuple[int, ...], is_causal: bool, has_state: bool, rng: np.random.Generator
+) -> None:
+    q, k, v, alpha, gram, moment = problem(sizes, dtype, rng)
+    wide_q, wide_k, wide_v, wide_gram, wide_moment = (x.astype("f8") for x in (q, k, v, gram, moment))
+    h, visible = regressions(wide_k, wide_gram if has_state else None, q.shape[1], is_causal)
+    sums = np.einsum("ts,bsi,bsj->btij", visible, wide_k, wide_v) + (wide_moment[:, None] if has_state else 0)
+    w = np.linalg.solve(h, sums)
+    (out,) = poisoned(np.empty((*q.shape[:2], v.shape[2]), dtype))
+    state = (gram, moment) if has_state else None
+    served, factors = ridge.fit(q, k, v, alpha, state, is_causal, out, 2, saves=not is_causal, simd=simd)
+    assert (served == q.shape[1]).all()
+    assert relative_error(out, np.einsum("bti,btij->btj", wide_q, w)) < BARS[dtype]
+    if is_causal:
+        return
+
+    dout = rng.standard_normal(out.shape).astype(dtype)
+    wide_dout = dout.astype("f8")
+    w = w[:, 0]
+    z = np.linalg.solve(h[:, 0], wide_q.swapaxes(1, 2) @ wide_dout)
+    wide_dv = wide_k @ z
+    expected = {
+        "q": wide_dout @ w.swapaxes(1, 2),
+        "k": (wide_v - wide_k @ w) @ z.swapaxes(1, 2) - wide_dv @ w.swapaxes(1, 2),
+        "v": wide_dv,
+        "gram": -(z @ w.swapaxes(1, 2) + w @ z.swapaxes(1, 2)) / 2,
+        "moment": z,
+        "alpha": -(z * w).sum(axis=(1, 2)),
+    }
+    dq, dk, dv, dgram, dmoment = poisoned(q, k, v, gram, moment)
+    dstate = (dgram, dmoment) if has_state else None
+    dalpha = ridge.fit_backward(dout, q, k, v, alpha, served, factors, dq, dk, dv, dstate, 2, simd=simd)
+    got = {"q": dq, "k": dk, "v": dv, "alpha": dalpha} | ({"gram": dgram, "moment": dmoment} if has_state else {})
+    for name, grad in got.items():
+        assert relative_error(grad, expected[name]) < BARS[dtype], name
+
+
+@pytest.mark.parametrize("has_state", [False, True], ids=["", "state"])
+@each_order
+@each_size
+@each_level
+@each_dtype
+def test_precondition(
+    dtype: str, simd: str, sizes: tuple[int, ...], is_causal: bool, has_state: bool, rng: np.random.Generator
+) -> None:
+    q, k, _, alpha, gram, _ = problem(sizes, dtype, rng)
+    gram = gram if has_state else None
+    wide_q, wide_k = q.astype("f8"), k.astype("f8")
+    h, visible = regressions(wide_k, gram, q.shape[1], is_causal)
+    y = np.linalg.solve(h, wide_q[..., None])[..., 0]
+    (q_star,) = poisoned(q)
+    served, factors = ridge.precondition(q, k, alpha, gram, is_causal, q_star, 2, simd=simd)
+    assert (served == q.shape[1]).all()
+    assert relative_error(q_star, y) < BARS[dtype]
+
+    dq_star = rng.standard_normal(q.shape).astype(dtype)
+    u = np.linalg.solve(h, dq_star.astype("f8")[..., None])[..., 0]
+    seen_y, seen_u = (visible * (x @ wide_k.swapaxes(1, 2)) for x in (y, u))
+    outer = u.swapaxes(1, 2) @ y
+    expected = {
+        "q": u,
+        "k": -(seen_y.swapaxes(1, 2) @ u + seen_u.swapaxes(1, 2) @ y),
+        "gram": -(outer + outer.swapaxes(1, 2)) / 2,
+        "alpha": -np.trace(outer, axis1=1, axis2=2),
+    }
+    dq, dk, dgram = poisoned(q, k, np.empty((q.shape[0], q.shape[2], q.shape[2]), dtype))
+    dalpha = ridge.precondition_backward(
+        dq_star, q, k, alpha, gram, is_causal, q_star, served, factors, dq, dk, dgram, 2, simd=simd
+    )
+    largest = max(np.abs(expected["alpha"]).max(), 0.1 * np.abs(u).max() * np.abs(y).max())  # a sum that may cancel
+    assert np.abs(dalpha - expected["alpha"]).max() < BARS[dtype] * largest
+    for name, grad in {"q": dq, "k": dk, "gram": dgram}.items():
+        assert relative_error(grad, expected[name]) < BARS[dtype], name
+
+
+@each_level
+def test_threads_change_no_bit(simd: str, rng: np.random.Generator) -> None:
+    q, k, v, alpha, *_ = problem((5, 200, 200, 33, 17), "float32", rng)
+    results = []
+    for threads in (1, 2, 3, 5):
+        out, causal, q_star = poisoned(v, v, q)
+        served, factors = ridge.fit(q, k, v, alpha, None, False, out, threads, simd=simd)
+        ridge.fit(q, k, v, alpha, None, True, causal, threads, saves=False, simd=simd)
+        ridge.precondition(q, k, alpha, None, True, q_star, threads, simd=simd)
+        dq, dk, dv = poisoned(q, k, v)
+        dalpha = ridge.fit_backward(out, q, k, v, alpha, served, factors, dq, dk, dv, None, threads, simd=simd)
+        results.append((out, causal, q_star, dq, dk, dv, dalpha))
+    for others in results[1:]:
+        for a, b in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("later", ["others", 1e4, 1e25, "same"], ids=str)
+@each_dtype
+def test_the_future_changes_no_bit(dtype: str, later: Any, rng: np.random.Generator) -> None:
+    """Also where it makes the regressions of later queries singular, and a wider type serves those."""
+    q, k, v = (rng.standard_normal((2, 90, n)).astype(dtype) for n in (20, 20, 5))
+    calm, calm_star = kvq.intention(q, k, v, alpha=0.1, is_causal=True), preconditioned(q, k)
+    for t in (1, 17, 40, 64, 89):
+        wild_k, wild_v = k.copy(), v.copy()
+        wild_v[:, t:] = rng.standard_normal(wild_v[:, t:].shape)
+        if later == "others":
+            wild_k[:, t:] = rng.standard_normal(wild_k[:, t:].shape)
+        else:
+            wild_k[:, t:] = (1e6 if later == "same" else later) * (k[:, t : t + 1] if later == "same" else k[:, t:])
+        wild = kvq.intention(q, wild_k, wild_v, alpha=0.1, is_causal=True)
+        np.testing.assert_array_equal(wild[:, :t], calm[:, :t])
+        np.testing.assert_array_equal(preconditioned(q, wild_k)[:, :t], calm_star[:, :t])
+        assert np.isfinite(wild).all()
+
+
+def preconditioned(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    return kernels_ridge().precondition(q, k, np.asarray(0.1, q.dtype), is_causal=True)[0]  # type: ignore[no-any-return]
+
+
+def kernels_ridge() -> Any:
+    from kvq_ref.kernels import ridge
+
+    return ridge
+
+
+@each_order
+def test_float32_that_would_fail_is_served_in_float64(is_causal: bool, rng: np.random.Generator) -> None:
+    """Nearly dependent keys and an alpha that float32 loses: as good as float64, not noise, and not an error."""
+    base = rng.standard_normal((3, 40, 2))
+    k = (base @ rng.standard_normal((2, 6)) + 1e-4 * rng.standard_normal((3, 40, 6))).astype("float32")
+    k[0] = rng.standard_normal(k[0].shape)  # one that float32 can serve
+    q, v, dout = (rng.standard_normal((3, 40, n)).astype("float32") for n in (6, 2, 2))
+    options: dict[str, Any] = {"alpha": 1e-5, "is_causal": is_causal, "solver": "cholesky"}
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, **options)
+    wide = [x.astype("f8") for x in (q, k, v, dout)]
+    exact, exact_pullback = kvq.vjp(kvq.intention, *wide[:3], implementation="reference", **options)
+    grads, expected = pullback(dout), exact_pullback(wide[3])
+    assert relative_error(out, exact) < 1e-5
+    for name in ("q", "k", "v"):
+        assert relative_error(getattr(grads, name), getattr(expected, name)) < 1e-4, name
+
+
+@each_order
+def test_what_float64_cannot_serve_goes_to_the_reference(is_causal: bool, rng: np.random.Generator) -> None:
+    k = np.repeat(rng.standard_normal((1, 4)), 9, axis=0) * 1e9  # alpha is lost in any rounding
+    q, v = rng.standard_normal((2, 9, 4))
+    options: dict[str, Any] = {"alpha": 1e-3, "is_causal": is_causal}
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, **options)
+    expected, expected_pullback = kvq.vjp(kvq.intention, q, k, v, implementation="reference", **options)
+    assert np.isfinite(out).all()
+    assert relative_error(out, expected) < 1e-6
+    for a, b in zip(pullback(v)[:3], expected_pullback(v)[:3], strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("form", [kvq.intention, kvq.sigma_intention], ids=lambda form: form.__name__)
+def test_error_does_not_drift_with_length(form: Any, rng: np.random.Generator) -> None:
+    """Recursive least squares in float32: as exact at the end of a long sequence as at the end of a short one."""
+    d = 16
+    w = rng.standard_normal((d, d)) / math.sqrt(d)
+    errors = {}
+    for T in (1024, 8192):
+        q, k = (rng.standard_normal((T, d)).astype("float32") for _ in range(2))
+        v = (k @ w + 0.5 * rng.standard_normal((T, d))).astype("float32")
+        wide = form(*(x.astype("f8") for x in (q, k, v)), alpha=1.0, is_causal=True)
+        errors[T] = relative_error(form(q, k, v, alpha=1.0, is_causal=True)[-512:], wide[-512:])
+    assert errors[8192] < 10 * errors[1024]
