@@ -64,8 +64,8 @@ static int eliminate_past(const ridge_problem *P, real alpha, causal_fit_scratch
     return eliminate(d, stride / LANES, s->uz, stride, s->diagonal, pivot_noise(d)) == d;
 }
 
-/* One chunk of n keys and as many queries; returns how many of them are served. has_past: [U | Z] is
- * there. */
+/* One chunk of n keys and as many queries; returns how many of them are served, before a key of too much
+ * leverage. has_past: [U | Z] is there. */
 static idx causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const real *k,
                             const real *v, real alpha, int has_past, real *out,
                             causal_fit_scratch *s)
@@ -103,6 +103,36 @@ static idx causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const 
     return served;
 }
 
+INLINE void add_rows(const ridge_problem *P, idx n, const real *k, const real *v,
+                     causal_fit_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
+    const real *rows_k = whole_vectors(n, d, k, s->k), *rows_v = whole_vectors(n, dv, v, s->e);
+    add_gram(n, d, rows_k, s->hr, stride, ADD);
+    product_along_columns(d, vectors(dv), n, rows_k, padded(d), rows_v, padded(dv),
+                          s->hr + padded(d), stride, ADD, NULL);
+}
+
+/* Tokens from..n-1 of a chunk, each with its own elimination; returns n, or the first whose regression is
+ * singular. [H | R] then has the chunk in it. */
+static idx causal_fit_one_by_one(const ridge_problem *P, idx from, idx n, const real *q,
+                                 const real *k, const real *v, real alpha, real *out,
+                                 causal_fit_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
+    add_rows(P, from, k, v, s);
+    for (idx t = from; t < n; t++) {
+        add_rows(P, 1, k + t * d, v + t * dv, s);
+        if (!eliminate_past(P, alpha, s)) return t;
+        turn(1, d, q + t * d, d, s->pq, BOTH);
+        substitute_down(d, s->uz, stride, 1, s->pq, BOTH);
+        product_along_columns(1, vectors(dv), d, s->pq, BOTH, s->uz + padded(d), stride, s->out,
+                              padded(dv), OVERWRITE, NULL);
+        put_rows(1, dv, s->out, out + t * dv, 1);
+    }
+    return n;
+}
+
 static void causal_fit_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
@@ -117,22 +147,20 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
     causal_fit_layout(P, workspace, &s);
 
     if (P->gram) load_state(P, entry, s.hr, stride);
+    else memset(s.hr, 0, (size_t)(d * stride) * sizeof(real));
     for (idx chunk = 0; chunk < chunks(P); chunk++) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
         const int has_past = !is_scaled_identity(P, chunk);
-        idx served = 0;
-        if (!has_past || eliminate_past(P, alpha, &s))
-            served = causal_fit_chunk(P, n, q + t * d, k + t * d, v + t * dv, alpha, has_past,
-                                      out + t * dv, &s);
+        P->served[entry] = t;
+        if (has_past && !eliminate_past(P, alpha, &s)) return;
+        const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv;
+        real *out_t = out + t * dv;
+        idx served = causal_fit_chunk(P, n, qt, kt, vt, alpha, has_past, out_t, &s);
+        if (served < n)
+            served = causal_fit_one_by_one(P, served, n, qt, kt, vt, alpha, out_t, &s);
+        else if (t + n < Tq) add_rows(P, n, kt, vt, &s);
         P->served[entry] = t + served;
         if (served < n || t + n == Tq) return;
-
-        const join how = has_past ? ADD : OVERWRITE;
-        const real *rows_k = whole_vectors(n, d, k + t * d, s.k);
-        const real *rows_v = whole_vectors(n, dv, v + t * dv, s.e);
-        add_gram(n, d, rows_k, s.hr, stride, how);
-        product_along_columns(d, vectors(dv), n, rows_k, padded(d), rows_v, padded(dv),
-                              s.hr + padded(d), stride, how, NULL);
     }
     if (!eliminate_past(P, alpha, &s)) return; /* queries past the last key */
     real *w = s.uz + padded(d);

@@ -23,14 +23,6 @@ INLINE real root(real x)
 #endif
 }
 
-/* What a difference of numbers as large as the diagonal cannot resolve: below this share of its
- * diagonal entry a pivot is noise. */
-#if defined(KVQ_F64)
-#define PIVOT_NOISE 2.220446049250313e-16
-#else
-#define PIVOT_NOISE 1.1920929e-7f
-#endif
-
 /* The block of U on the diagonal: u[r][c] for c > r, and 1 / U_rr as u[r][r]. Returns how many pivots
  * were good. Scalar: it is a chain of square roots and divisions. */
 INLINE idx factor_diagonal(idx n, const real *h, idx stride, const real *diagonal, real noise,

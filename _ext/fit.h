@@ -87,8 +87,18 @@ INLINE void add_to_diagonal(idx d, real *h, idx stride, real alpha, real *diagon
     for (idx r = 0; r < d; r++) diagonal[r] = h[r * stride + r] += alpha;
 }
 
-/* A sum of n products is uncertain by about sqrt(n) roundings; four times that is noise for sure. */
-INLINE real pivot_noise(idx d) { return 4 * root((real)d) * PIVOT_NOISE; }
+/* A pivot below this share of its diagonal entry is not to be trusted: as many digits are lost in it as
+ * the share has zeros. float64 takes over from float32 while that still has three; nothing takes over from
+ * float64 here, so it goes on down to the rounding of a sum of d products. */
+INLINE real pivot_noise(idx d)
+{
+#if defined(KVQ_F64)
+    return 4 * root((real)d) * 2.220446049250313e-16;
+#else
+    (void)d;
+    return 1e-4f;
+#endif
+}
 
 /* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {

@@ -19,8 +19,11 @@
  *     dq = u,   dk_j = -sum_{t sees j} (u_t (y_t.k_j) + y_t (u_t.k_j)),   dalpha = -sum_t u_t.y_t
  * Chunks are taken from the last to the first; N = sum_t u_t y_t^T of the later ones goes along.
  *
- * Row t does not depend, bit for bit, on any later token; a chunk whose leverage k.H^-1 k is too large
- * for the dtype ends before that key.
+ * What a key adds to the knowledge of H is its leverage, k.H^-1 k. If that is large, as it is for the
+ * first keys and a small alpha, then q*_t is a small difference of large terms: as many digits are lost
+ * as the leverage has. From such a key to the end of its chunk each token has an elimination of its own.
+ *
+ * Row t does not depend, bit for bit, on any later token.
  */
 #ifndef KVQ_PRECONDITION_H
 #define KVQ_PRECONDITION_H
@@ -30,12 +33,7 @@
 #define WIDTH ROWS           /* row stride of arrays with tokens in the lanes */
 #define PAIR (2 * LANES)     /* tokens that share a triangular shape */
 
-/* I + A loses log10(leverage) digits of the keys that it already knew. */
-#if defined(KVQ_F64)
-#define LARGEST_LEVERAGE 1e10
-#else
-#define LARGEST_LEVERAGE 2e3f
-#endif
+#define LARGEST_LEVERAGE 150 /* costs two digits at worst */
 
 /* ---- how tokens are cut ---------------------------------------------------------------------- */
 /* Tokens with a regression of their own; the queries after them see all keys. */
@@ -58,17 +56,19 @@ INLINE idx chunks(const ridge_problem *P)
 /* Before the first chunk H is alpha I, and needs no elimination. */
 INLINE int is_scaled_identity(const ridge_problem *P, idx chunk) { return chunk == 0 && !P->gram; }
 
-/* ---- what backward needs of a chunk, and of the whole ---------------------------------------- */
+/* ---- a chunk: what backward needs of it, and U ------------------------------------------------ */
 typedef struct {
-    real *u;   /* (d, padded(d))  H before the chunk, eliminated; NULL where it is alpha I */
+    real *h;     /* (d, padded(d))  the sum before the chunk, without alpha */
+    real *mt;    /* (d, WIDTH)      (H + alpha I)^-1 K^T */
+    real *own;   /* (chunk, WIDTH)  I + A, eliminated */
+    real *count; /* tokens that these serve; the rest have an elimination of their own */
+    const real *u; /* (d, padded(d))  H + alpha I, eliminated; NULL where that is alpha I. Not kept. */
     real alpha;
-    real *mt;  /* (d, WIDTH)      H^-1 K^T */
-    real *own; /* (chunk, WIDTH)  I + A, eliminated */
 } chunk_factors;
 
 INLINE idx chunk_numbers(const ridge_problem *P)
 {
-    return P->d * padded(P->d) + P->d * WIDTH + chunk_size(P) * WIDTH;
+    return P->d * padded(P->d) + P->d * WIDTH + chunk_size(P) * WIDTH + LANES;
 }
 
 static idx precondition_factors(const ridge_problem *P)
@@ -79,11 +79,21 @@ static idx precondition_factors(const ridge_problem *P)
 INLINE chunk_factors factors_at(const ridge_problem *P, idx entry, idx chunk, real *first)
 {
     chunk_factors f;
-    f.u = first + chunk * chunk_numbers(P);
-    f.mt = f.u + P->d * padded(P->d);
+    f.h = first + chunk * chunk_numbers(P);
+    f.mt = f.h + P->d * padded(P->d);
     f.own = f.mt + P->d * WIDTH;
+    f.count = f.own + chunk_size(P) * WIDTH;
+    f.u = NULL;
     f.alpha = (real)P->alpha[entry];
     return f;
+}
+
+/* u = the elimination of h + alpha I; 0 where a pivot is noise. */
+INLINE int eliminate_sum(idx d, const real *h, real alpha, real *u, real *diagonal)
+{
+    memcpy(u, h, (size_t)(d * padded(d)) * sizeof(real));
+    add_to_diagonal(d, u, padded(d), alpha, diagonal);
+    return eliminate(d, vectors(d), u, padded(d), diagonal, pivot_noise(d)) == d;
 }
 
 /* xt (d x tokens) <- H^-1 xt, with H as it was before the chunk */
@@ -97,6 +107,23 @@ INLINE void solve_tokens(idx n, idx d, const chunk_factors *f, real *xt)
     for (idx r = 0; r < d; r++)
         for (idx t = 0; t < padded(n); t += LANES)
             store(xt + r * WIDTH + t, load(xt + r * WIDTH + t) / f->alpha);
+}
+
+/* Tokens from..n-1 of a chunk, each with its own elimination: y_t = H_t^-1 x_t, for rows x and y. h is the
+ * sum before the chunk, and after it. Returns n, or the first token whose regression is singular. */
+static idx solve_one_by_one(idx from, idx n, idx d, const real *k, real alpha, real *h, real *u,
+                            real *diagonal, real *copy, real *xt, const real *x, real *y)
+{
+    add_gram(from, d, whole_vectors(from, d, k, copy), h, padded(d), ADD);
+    for (idx t = from; t < n; t++) {
+        add_gram(1, d, whole_vectors(1, d, k + t * d, copy), h, padded(d), ADD);
+        if (!eliminate_sum(d, h, alpha, u, diagonal)) return t;
+        turn(1, d, x + t * d, d, xt, WIDTH);
+        substitute_down(d, u, padded(d), 1, xt, WIDTH);
+        substitute_up(d, u, padded(d), 1, xt, WIDTH);
+        transpose(d, 1, xt, WIDTH, y + t * d, d, 1);
+    }
+    return n;
 }
 
 /* ---- triangles: rows are keys s, lanes are tokens t, and t sees s if s <= t ------------------- */
@@ -153,7 +180,7 @@ INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real 
 
 /* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {
-    real *h;        /* (d, padded(d)) */
+    real *h, *u;    /* (d, padded(d)) */
     real *factors;  /* of one chunk, where none are kept */
     real *xt;       /* (d, WIDTH)     queries in the lanes */
     real *b;        /* (ROWS, WIDTH) */
@@ -166,6 +193,7 @@ INLINE size_t precondition_layout(const ridge_problem *P, void *base, preconditi
     const idx d = P->d;
     carver c = {(uintptr_t)base};
     s->h = carve(&c, d * padded(d));
+    s->u = carve(&c, d * padded(d));
     s->factors = carve(&c, P->factors ? 0 : chunk_numbers(P));
     s->xt = carve(&c, d * WIDTH);
     s->b = carve(&c, ROWS * WIDTH);
@@ -180,14 +208,6 @@ static size_t precondition_workspace_bytes(const void *problem)
     return precondition_layout(problem, NULL, &unused);
 }
 
-/* u = the elimination of H + alpha I; 0 where a pivot is noise. */
-INLINE int eliminate_sum(idx d, const real *h, real alpha, real *u, real *diagonal)
-{
-    memcpy(u, h, (size_t)(d * padded(d)) * sizeof(real));
-    add_to_diagonal(d, u, padded(d), alpha, diagonal);
-    return eliminate(d, vectors(d), u, padded(d), diagonal, pivot_noise(d)) == d;
-}
-
 /* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
 INLINE idx eliminate_leverages(idx n, real *a, real *diagonal)
 {
@@ -199,19 +219,27 @@ INLINE idx eliminate_leverages(idx n, real *a, real *diagonal)
     return eliminate(n, vectors(n), a, WIDTH, diagonal, 0);
 }
 
-/* The factors of a chunk of n tokens; returns how many of them can be served. */
-static idx factor_chunk(idx n, idx d, const real *k, const chunk_factors *f, real *diagonal)
+/* The factors of a chunk of n tokens. */
+static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *diagonal)
 {
     turn(n, d, k, d, f->mt, WIDTH);
     solve_tokens(n, d, f, f->mt);
     upper_along_rows(n, d, k, d, f->mt, f->own);
-    return eliminate_leverages(n, f->own, diagonal);
+    *f->count = (real)eliminate_leverages(n, f->own, diagonal);
+}
+
+/* rows y_t <- H_t^-1 x_t for the first tokens of a chunk; s->xt and s->b are left holding y^T and k_s . y_t */
+static void apply_to_rows(idx n, idx d, const chunk_factors *f, const real *x, real *xt, real *b, real *y)
+{
+    turn(n, d, x, d, xt, WIDTH);
+    apply_inverses(n, d, f, xt, b);
+    transpose(d, n, xt, WIDTH, y, d, 1);
 }
 
 static void precondition_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
-    const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P);
+    const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P), h_size = d * padded(d);
     const real *q = (const real *)P->q + entry * Tq * d;
     const real *k = (const real *)P->k + entry * Tk * d;
     const real alpha = (real)P->alpha[entry];
@@ -221,44 +249,51 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
     real *kept = P->factors ? (real *)P->factors + entry * precondition_factors(P) : NULL;
 
     if (P->gram) load_state(P, entry, s.h, padded(d));
-    else memset(s.h, 0, (size_t)(d * padded(d)) * sizeof(real));
+    else memset(s.h, 0, (size_t)h_size * sizeof(real));
     for (idx chunk = 0; chunk < chunks(P); chunk++) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
         chunk_factors f = factors_at(P, entry, kept ? chunk : 0, kept ? kept : s.factors);
-        if (is_scaled_identity(P, chunk)) f.u = NULL;
-        idx served = 0;
-        if (!f.u || eliminate_sum(d, s.h, alpha, f.u, s.diagonal))
-            served = factor_chunk(n, d, k + t * d, &f, s.diagonal);
-        if (served > 0) {
-            turn(served, d, q + t * d, d, s.xt, WIDTH);
-            apply_inverses(served, d, &f, s.xt, s.b);
-            transpose(d, served, s.xt, WIDTH, q_star + t * d, d, 1);
+        memcpy(f.h, s.h, (size_t)h_size * sizeof(real));
+        if (!is_scaled_identity(P, chunk)) f.u = s.u;
+        P->served[entry] = t;
+        if (f.u && !eliminate_sum(d, s.h, alpha, s.u, s.diagonal)) return;
+        factor_chunk(n, d, k + t * d, &f, s.diagonal);
+
+        const idx together = (idx)*f.count;
+        if (together > 0) apply_to_rows(together, d, &f, q + t * d, s.xt, s.b, q_star + t * d);
+        if (together == n) {
+            add_gram(n, d, whole_vectors(n, d, k + t * d, s.k), s.h, padded(d), ADD);
+            continue;
         }
+        const idx served = solve_one_by_one(together, n, d, k + t * d, alpha, s.h, s.u, s.diagonal,
+                                            s.k, s.xt, q + t * d, q_star + t * d);
         P->served[entry] = t + served;
         if (served < n) return;
-        add_gram(n, d, whole_vectors(n, d, k + t * d, s.k), s.h, padded(d), ADD);
     }
+    P->served[entry] = prefix;
     if (prefix == Tq) return;
 
     for (idx j = prefix; j < Tk; j += ROWS) {
         const idx n = min_idx(ROWS, Tk - j);
         add_gram(n, d, whole_vectors(n, d, k + j * d, s.k), s.h, padded(d), ADD);
     }
-    const chunk_factors f = factors_at(P, entry, kept ? chunks(P) : 0, kept ? kept : s.factors);
-    P->served[entry] = prefix;
-    if (!eliminate_sum(d, s.h, alpha, f.u, s.diagonal)) return;
-    P->served[entry] = Tq;
+    chunk_factors f = factors_at(P, entry, kept ? chunks(P) : 0, kept ? kept : s.factors);
+    if (!eliminate_sum(d, s.h, alpha, f.h, s.diagonal)) return;
+    f.u = f.h;
     for (idx t = prefix; t < Tq; t += ROWS) {
         const idx n = min_idx(ROWS, Tq - t);
         turn(n, d, q + t * d, d, s.xt, WIDTH);
         solve_tokens(n, d, &f, s.xt);
         transpose(d, n, s.xt, WIDTH, q_star + t * d, d, 1);
     }
+    P->served[entry] = Tq;
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 typedef struct {
     real *n, *both; /* (d, padded(d))  N = sum u y^T, and N + N^T */
+    real *h, *factor; /* (d, padded(d))  the sum before a chunk, and its elimination */
+    real *diagonal; /* (d) */
     real *ut, *yt;  /* (d, WIDTH) */
     real *uk, *yk;  /* (ROWS, WIDTH)   u_t . k_s and y_t . k_s */
     real *u, *y;    /* copies of ROWS rows */
@@ -272,6 +307,9 @@ INLINE size_t precondition_backward_layout(const ridge_problem *P, void *base,
     carver c = {(uintptr_t)base};
     s->n = carve(&c, d * padded(d));
     s->both = carve(&c, d * padded(d));
+    s->h = carve(&c, d * padded(d));
+    s->factor = carve(&c, d * padded(d));
+    s->diagonal = carve(&c, d);
     s->ut = carve(&c, d * WIDTH);
     s->yt = carve(&c, d * WIDTH);
     s->uk = carve(&c, ROWS * WIDTH);
@@ -322,7 +360,8 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
     if (P->served[entry] < P->Tq) return; /* what a wider type served, it differentiates */
 
     memset(s.n, 0, (size_t)(d * dp) * sizeof(real));
-    const chunk_factors all = factors_at(P, entry, chunks(P), factors);
+    chunk_factors all = factors_at(P, entry, chunks(P), factors);
+    all.u = all.h;
     for (idx t = prefix; t < Tq; t += ROWS) {
         const idx n = min_idx(ROWS, Tq - t);
         turn(n, d, dy + t * d, d, s.ut, WIDTH);
@@ -340,10 +379,20 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
     for (idx chunk = chunks(P) - 1; chunk >= 0; chunk--) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
         chunk_factors f = factors_at(P, entry, chunk, factors);
-        if (is_scaled_identity(P, chunk)) f.u = NULL;
-        turn(n, d, dy + t * d, d, s.ut, WIDTH);
-        apply_inverses(n, d, &f, s.ut, s.uk);
-        transpose(d, n, s.ut, WIDTH, u + t * d, d, 1);
+        const idx together = (idx)*f.count;
+        if (!is_scaled_identity(P, chunk)) {
+            eliminate_sum(d, f.h, f.alpha, s.factor, s.diagonal);
+            f.u = s.factor;
+        }
+        if (together > 0) apply_to_rows(together, d, &f, dy + t * d, s.ut, s.uk, u + t * d);
+        if (together < n) {
+            memcpy(s.h, f.h, (size_t)(d * dp) * sizeof(real));
+            solve_one_by_one(together, n, d, k + t * d, f.alpha, s.h, s.factor, s.diagonal, s.u, s.ut,
+                             dy + t * d, u + t * d);
+            turn(n, d, u + t * d, d, s.ut, WIDTH);
+            upper_along_rows(n, d, k + t * d, d, s.ut, s.uk);
+            for (idx r = 0; r < n; r += PAIR) hide_later_keys(n, r, s.uk);
+        }
 
         turn(n, d, y + t * d, d, s.yt, WIDTH);
         upper_along_rows(n, d, k + t * d, d, s.yt, s.yk);
