@@ -1,4 +1,4 @@
-/* causal_fit.h - out_t = q_t (K_t^T K_t + alpha I)^-1 K_t^T V_t, a regression for every prefix, forward only.
+/* causal_fit.h - out_t = q_t (K_t^T K_t + alpha I)^-1 K_t^T V_t: a regression for every prefix, forward.
  *
  * As precondition.h, but the prediction is made at once. With H = U^T U and R = K^T V of the tokens
  * before the chunk, and K, V, Q the rows of the chunk:
@@ -15,15 +15,45 @@
 
 #include "precondition.h"
 
-#define BOTH (2 * WIDTH) /* keys of a chunk in the first WIDTH lanes, its queries in the others */
 
+/* ---- what backward needs of a chunk ----------------------------------------------------------- */
+typedef struct {
+    real *hr;    /* (d, padded(d) + padded(dv))  [H | R] before the chunk, without alpha */
+    real *own;   /* (chunk, w)      I + P P^T, eliminated */
+    real *x;     /* (chunk, w)      the weights: rows are keys, lanes are tokens */
+    real *e;     /* (chunk, padded(dv)) V - P Z */
+    real *count; /* tokens that these serve; the rest have an elimination of their own */
+} causal_fit_factors;
+
+INLINE idx causal_fit_numbers(const ridge_problem *P)
+{
+    return P->d * fit_stride(P) + chunk_size(P) * (2 * lanes(P) + padded(P->dv)) + LANES;
+}
+
+INLINE causal_fit_factors causal_fit_factors_at(const ridge_problem *P, real *first, idx chunk)
+{
+    causal_fit_factors f;
+    f.hr = first + chunk * causal_fit_numbers(P);
+    f.own = f.hr + P->d * fit_stride(P);
+    f.x = f.own + chunk_size(P) * lanes(P);
+    f.e = f.x + chunk_size(P) * lanes(P);
+    f.count = f.e + chunk_size(P) * padded(P->dv);
+    return f;
+}
+
+static idx causal_fit_factors_count(const ridge_problem *P)
+{
+    return chunks(P) * causal_fit_numbers(P) + P->d * fit_stride(P); /* at the end: all keys */
+}
+
+/* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {
     real *hr, *uz;  /* (d, padded(d) + padded(dv)): [H | R] and [U | Z] */
-    real *pq;       /* (d, BOTH)      P^T and (Q U^-1)^T */
-    real *own, *x;  /* (ROWS, WIDTH) */
-    real *k;        /* copy of ROWS rows */
-    real *e, *out;  /* (ROWS, padded(dv))  V - P Z, and a copy of the result */
+    real *pq;       /* (d, 2 w)      P^T and (Q U^-1)^T */
+    real *k, *v;    /* copies of ROWS rows */
+    real *out;
     real *diagonal; /* (max(d, ROWS)) */
+    real *factors;  /* of one chunk, where none are kept */
 } causal_fit_scratch;
 
 INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_scratch *s)
@@ -32,13 +62,12 @@ INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_s
     carver c = {(uintptr_t)base};
     s->hr = carve(&c, d * fit_stride(P));
     s->uz = carve(&c, d * fit_stride(P));
-    s->pq = carve(&c, d * BOTH);
-    s->own = carve(&c, ROWS * WIDTH);
-    s->x = carve(&c, ROWS * WIDTH);
+    s->pq = carve(&c, d * 2 * lanes(P));
     s->k = carve(&c, d % LANES ? ROWS * padded(d) : 0);
-    s->e = carve(&c, ROWS * padded(P->dv));
+    s->v = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
     s->out = carve(&c, ROWS * padded(P->dv));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
+    s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P));
     return c.next - (uintptr_t)base;
 }
 
@@ -56,61 +85,70 @@ INLINE void scale_rows(idx rows, idx columns, idx stride, real factor, real *x)
 }
 
 /* [U | Z] from [H | R]; 0 where a pivot is noise. */
-static int eliminate_past(const ridge_problem *P, real alpha, causal_fit_scratch *s)
+static int eliminate_past(const ridge_problem *P, real alpha, const real *hr, real *uz,
+                          real *diagonal)
 {
     const idx d = P->d, stride = fit_stride(P);
-    memcpy(s->uz, s->hr, (size_t)(d * stride) * sizeof(real));
-    add_to_diagonal(d, s->uz, stride, alpha, s->diagonal);
-    return eliminate(d, stride / LANES, s->uz, stride, s->diagonal, pivot_noise(d)) == d;
+    memcpy(uz, hr, (size_t)(d * stride) * sizeof(real));
+    add_to_diagonal(d, uz, stride, alpha, diagonal);
+    return eliminate(d, stride / LANES, uz, stride, diagonal, pivot_noise(d)) == d;
 }
 
-/* One chunk of n keys and as many queries; returns how many of them are served, before a key of too much
- * leverage. has_past: [U | Z] is there. */
-static idx causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const real *k,
-                            const real *v, real alpha, int has_past, real *out,
-                            causal_fit_scratch *s)
+/* pq <- [P^T | (Q U^-1)^T] for n keys and queries; the queries begin at lane padded(n). */
+INLINE void halve(const ridge_problem *P, idx n, const real *k, const real *q, real alpha,
+                  int has_past, const real *uz, real *pq)
+{
+    const idx d = P->d, both = 2 * lanes(P);
+    turn(n, d, k, d, pq, both);
+    turn(n, d, q, d, pq + padded(n), both); /* next to the keys: one substitution serves both */
+    if (has_past) substitute_down(d, uz, fit_stride(P), 2 * vectors(n), pq, both);
+    else scale_rows(d, 2 * padded(n), both, 1 / root(alpha), pq);
+}
+
+/* One chunk of n keys and as many queries; *f->count of them are served, before a key of too much leverage.
+ * has_past: [U | Z] is there. */
+static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const real *k,
+                             const real *v, int has_past, real alpha, real *out,
+                             const causal_fit_factors *f, causal_fit_scratch *s)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P), dvp = padded(dv);
-    const real *z = s->uz + padded(d);
-    real *qt = s->pq + padded(n); /* next to the keys, so that one substitution serves both */
-    turn(n, d, k, d, s->pq, BOTH);
-    turn(n, d, q, d, qt, BOTH);
-    if (has_past) substitute_down(d, s->uz, stride, 2 * vectors(n), s->pq, BOTH);
-    else scale_rows(d, 2 * padded(n), BOTH, 1 / root(alpha), s->pq);
+    const idx w = lanes(P), both = 2 * w;
+    const real *z = s->uz + padded(d), *qt = s->pq + padded(n);
+    halve(P, n, k, q, alpha, has_past, s->uz, s->pq);
 
-    upper_along_columns(n, d, s->pq, BOTH, s->pq, BOTH, s->own);
-    const idx served = eliminate_leverages(n, s->own, s->diagonal);
-    upper_along_columns(served, d, s->pq, BOTH, qt, BOTH, s->x);
+    upper_along_columns(w, n, d, s->pq, both, s->pq, both, f->own);
+    const idx served = eliminate_leverages(w, n, f->own, s->diagonal);
+    *f->count = (real)served;
+    upper_along_columns(w, served, d, s->pq, both, qt, both, f->x);
 
+    const real *rows_v = whole_vectors(served, dv, v, s->v);
+    memcpy(f->e, rows_v, (size_t)(served * dvp) * sizeof(real));
     real *room = room_for_rows(dv, out, s->out);
-    for (idx r = 0; r < served; r++)
-        for (idx c = 0; c < dvp; c += LANES) {
-            const idx left = dv - c;
-            if (left >= LANES) store(s->e + r * dvp + c, load(v + r * dv + c));
-            else for (idx i = 0; i < LANES; i++) s->e[r * dvp + c + i] = i < left ? v[r * dv + c + i] : 0;
-        }
     if (has_past) {
-        product_along_columns(served, vectors(dv), d, s->pq, BOTH, z, stride, s->e, dvp, SUBTRACT, NULL);
-        product_along_columns(served, vectors(dv), d, qt, BOTH, z, stride, room, dvp, OVERWRITE, NULL);
+        product_along_columns(served, vectors(dv), d, s->pq, both, z, stride, f->e, dvp, SUBTRACT,
+                              NULL);
+        product_along_columns(served, vectors(dv), d, qt, both, z, stride, room, dvp, OVERWRITE,
+                              NULL);
     }
-    for (idx r = 0; r < served; r += PAIR) {
-        const idx tokens = min_idx(PAIR, served - r);
-        weights_of_prefixes(served, r, s->own, s->x);
-        product_along_columns(tokens, vectors(dv), r + tokens, s->x + r, WIDTH, s->e, dvp,
+    for (idx r = 0; r < served; r += LANES) {
+        const idx tokens = min_idx(LANES, served - r);
+        weights_of_prefixes(w, served, r, f->own, f->x);
+        product_along_columns(tokens, vectors(dv), r + tokens, f->x + r, w, f->e, dvp,
                               room + r * dvp, dvp, has_past ? ADD : OVERWRITE, NULL);
     }
     put_rows(served, dv, room, out, 1);
-    return served;
 }
 
-INLINE void add_rows(const ridge_problem *P, idx n, const real *k, const real *v,
-                     causal_fit_scratch *s)
+/* [H | R] += K^T [K | V] */
+INLINE void add_rows(const ridge_problem *P, idx n, const real *k, const real *v, real *copy_k,
+                     real *copy_v, real *hr)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P);
-    const real *rows_k = whole_vectors(n, d, k, s->k), *rows_v = whole_vectors(n, dv, v, s->e);
-    add_gram(n, d, rows_k, s->hr, stride, ADD);
+    const real *rows_k = whole_vectors(n, d, k, copy_k);
+    const real *rows_v = whole_vectors(n, dv, v, copy_v);
+    add_gram(n, d, rows_k, hr, stride, ADD);
     product_along_columns(d, vectors(dv), n, rows_k, padded(d), rows_v, padded(dv),
-                          s->hr + padded(d), stride, ADD, NULL);
+                          hr + padded(d), stride, ADD, NULL);
 }
 
 /* Tokens from..n-1 of a chunk, each with its own elimination; returns n, or the first whose regression is
@@ -119,14 +157,14 @@ static idx causal_fit_one_by_one(const ridge_problem *P, idx from, idx n, const 
                                  const real *k, const real *v, real alpha, real *out,
                                  causal_fit_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
-    add_rows(P, from, k, v, s);
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P), both = 2 * lanes(P);
+    add_rows(P, from, k, v, s->k, s->v, s->hr);
     for (idx t = from; t < n; t++) {
-        add_rows(P, 1, k + t * d, v + t * dv, s);
-        if (!eliminate_past(P, alpha, s)) return t;
-        turn(1, d, q + t * d, d, s->pq, BOTH);
-        substitute_down(d, s->uz, stride, 1, s->pq, BOTH);
-        product_along_columns(1, vectors(dv), d, s->pq, BOTH, s->uz + padded(d), stride, s->out,
+        add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
+        if (!eliminate_past(P, alpha, s->hr, s->uz, s->diagonal)) return t;
+        turn(1, d, q + t * d, d, s->pq, both);
+        substitute_down(d, s->uz, stride, 1, s->pq, both);
+        product_along_columns(1, vectors(dv), d, s->pq, both, s->uz + padded(d), stride, s->out,
                               padded(dv), OVERWRITE, NULL);
         put_rows(1, dv, s->out, out + t * dv, 1);
     }
@@ -137,7 +175,7 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
     const idx d = P->d, dv = P->dv, Tq = P->Tq, Tk = P->Tk, stride = fit_stride(P);
-    const idx prefix = prefix_tokens(P);
+    const idx prefix = prefix_tokens(P), hr_bytes = d * stride * (idx)sizeof(real);
     const real *q = (const real *)P->q + entry * Tq * d;
     const real *k = (const real *)P->k + entry * Tk * d;
     const real *v = (const real *)P->v + entry * Tk * dv;
@@ -145,24 +183,31 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
     real *out = (real *)P->result + entry * Tq * dv;
     causal_fit_scratch s;
     causal_fit_layout(P, workspace, &s);
+    real *kept = P->factors ? (real *)P->factors + entry * causal_fit_factors_count(P) : NULL;
 
     if (P->gram) load_state(P, entry, s.hr, stride);
-    else memset(s.hr, 0, (size_t)(d * stride) * sizeof(real));
+    else memset(s.hr, 0, (size_t)hr_bytes);
     for (idx chunk = 0; chunk < chunks(P); chunk++) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
         const int has_past = !is_scaled_identity(P, chunk);
-        P->served[entry] = t;
-        if (has_past && !eliminate_past(P, alpha, &s)) return;
         const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv;
         real *out_t = out + t * dv;
-        idx served = causal_fit_chunk(P, n, qt, kt, vt, alpha, has_past, out_t, &s);
+        const causal_fit_factors f =
+            causal_fit_factors_at(P, kept ? kept : s.factors, kept ? chunk : 0);
+        if (kept && has_past) memcpy(f.hr, s.hr, (size_t)hr_bytes);
+        P->served[entry] = t;
+        if (has_past && !eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return;
+        causal_fit_chunk(P, n, qt, kt, vt, has_past, alpha, out_t, &f, &s);
+        idx served = (idx)*f.count;
         if (served < n)
             served = causal_fit_one_by_one(P, served, n, qt, kt, vt, alpha, out_t, &s);
-        else if (t + n < Tq) add_rows(P, n, kt, vt, &s);
+        else if (t + n < Tq) add_rows(P, n, kt, vt, s.k, s.v, s.hr);
         P->served[entry] = t + served;
         if (served < n || t + n == Tq) return;
     }
-    if (!eliminate_past(P, alpha, &s)) return; /* queries past the last key */
+    if (kept) /* queries past the last key */
+        memcpy(causal_fit_factors_at(P, kept, chunks(P)).hr, s.hr, (size_t)hr_bytes);
+    if (!eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return;
     real *w = s.uz + padded(d);
     substitute_up(d, s.uz, stride, vectors(dv), w, stride);
     for (idx t = prefix; t < Tq; t += ROWS) {

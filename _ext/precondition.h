@@ -30,8 +30,6 @@
 
 #include "fit.h"
 
-#define WIDTH ROWS           /* row stride of arrays with tokens in the lanes */
-#define PAIR (2 * LANES)     /* tokens that share a triangular shape */
 
 #define LARGEST_LEVERAGE 150 /* costs two digits at worst */
 
@@ -45,8 +43,11 @@ INLINE idx prefix_tokens(const ridge_problem *P)
 /* An elimination of d^3 / 6 for a chunk, and of chunk^3 / 6: equal sizes cost least. */
 INLINE idx chunk_size(const ridge_problem *P)
 {
-    return P->d >= WIDTH ? WIDTH : P->d <= 16 ? 16 : (P->d + 15) / 16 * 16;
+    return P->d >= ROWS ? ROWS : P->d <= 16 ? 16 : (P->d + 15) / 16 * 16;
 }
+
+/* The row stride of arrays with tokens in the lanes: as many as are looked at at a time. */
+INLINE idx lanes(const ridge_problem *P) { return P->is_causal ? padded(chunk_size(P)) : ROWS; }
 
 INLINE idx chunks(const ridge_problem *P)
 {
@@ -59,16 +60,17 @@ INLINE int is_scaled_identity(const ridge_problem *P, idx chunk) { return chunk 
 /* ---- a chunk: what backward needs of it, and U ------------------------------------------------ */
 typedef struct {
     real *h;     /* (d, padded(d))  the sum before the chunk, without alpha */
-    real *mt;    /* (d, WIDTH)      (H + alpha I)^-1 K^T */
-    real *own;   /* (chunk, WIDTH)  I + A, eliminated */
+    real *mt;    /* (d, w)      (H + alpha I)^-1 K^T */
+    real *own;   /* (chunk, w)  I + A, eliminated */
     real *count; /* tokens that these serve; the rest have an elimination of their own */
     const real *u; /* (d, padded(d))  H + alpha I, eliminated; NULL where that is alpha I. Not kept. */
     real alpha;
+    idx w; /* lanes(P) */
 } chunk_factors;
 
 INLINE idx chunk_numbers(const ridge_problem *P)
 {
-    return P->d * padded(P->d) + P->d * WIDTH + chunk_size(P) * WIDTH + LANES;
+    return P->d * padded(P->d) + (P->d + chunk_size(P)) * lanes(P) + LANES;
 }
 
 static idx precondition_factors(const ridge_problem *P)
@@ -81,10 +83,11 @@ INLINE chunk_factors factors_at(const ridge_problem *P, idx entry, idx chunk, re
     chunk_factors f;
     f.h = first + chunk * chunk_numbers(P);
     f.mt = f.h + P->d * padded(P->d);
-    f.own = f.mt + P->d * WIDTH;
-    f.count = f.own + chunk_size(P) * WIDTH;
+    f.own = f.mt + P->d * lanes(P);
+    f.count = f.own + chunk_size(P) * lanes(P);
     f.u = NULL;
     f.alpha = (real)P->alpha[entry];
+    f.w = lanes(P);
     return f;
 }
 
@@ -99,82 +102,81 @@ INLINE int eliminate_sum(idx d, const real *h, real alpha, real *u, real *diagon
 /* xt (d x tokens) <- H^-1 xt, with H as it was before the chunk */
 INLINE void solve_tokens(idx n, idx d, const chunk_factors *f, real *xt)
 {
+    const idx w = f->w;
     if (f->u) {
-        substitute_down(d, f->u, padded(d), vectors(n), xt, WIDTH);
-        substitute_up(d, f->u, padded(d), vectors(n), xt, WIDTH);
+        substitute_down(d, f->u, padded(d), vectors(n), xt, w);
+        substitute_up(d, f->u, padded(d), vectors(n), xt, w);
         return;
     }
     for (idx r = 0; r < d; r++)
         for (idx t = 0; t < padded(n); t += LANES)
-            store(xt + r * WIDTH + t, load(xt + r * WIDTH + t) / f->alpha);
+            store(xt + r * w + t, load(xt + r * w + t) / f->alpha);
 }
 
 /* Tokens from..n-1 of a chunk, each with its own elimination: y_t = H_t^-1 x_t, for rows x and y. h is the
  * sum before the chunk, and after it. Returns n, or the first token whose regression is singular. */
-static idx solve_one_by_one(idx from, idx n, idx d, const real *k, real alpha, real *h, real *u,
+static idx solve_one_by_one(idx w, idx from, idx n, idx d, const real *k, real alpha, real *h, real *u,
                             real *diagonal, real *copy, real *xt, const real *x, real *y)
 {
     add_gram(from, d, whole_vectors(from, d, k, copy), h, padded(d), ADD);
     for (idx t = from; t < n; t++) {
         add_gram(1, d, whole_vectors(1, d, k + t * d, copy), h, padded(d), ADD);
         if (!eliminate_sum(d, h, alpha, u, diagonal)) return t;
-        turn(1, d, x + t * d, d, xt, WIDTH);
-        substitute_down(d, u, padded(d), 1, xt, WIDTH);
-        substitute_up(d, u, padded(d), 1, xt, WIDTH);
-        transpose(d, 1, xt, WIDTH, y + t * d, d, 1);
+        turn(1, d, x + t * d, d, xt, w);
+        substitute_down(d, u, padded(d), 1, xt, w);
+        substitute_up(d, u, padded(d), 1, xt, w);
+        transpose(d, 1, xt, w, y + t * d, d, 1);
     }
     return n;
 }
 
 /* ---- triangles: rows are keys s, lanes are tokens t, and t sees s if s <= t ------------------- */
-/* c[s][t] = a_s . b_t for s <= t (and the rest of each pair of vectors). */
-INLINE void upper_along_rows(idx n, idx depth, const real *a, idx a_stride, const real *bt, real *c)
+/* c[s][t] = a_s . b_t for s <= t (and the rest of each vector). */
+INLINE void upper_along_rows(idx w, idx n, idx depth, const real *a, idx a_stride, const real *bt, real *c)
 {
-    for (idx r = 0; r < n; r += PAIR)
-        product_along_rows(min_idx(PAIR, n - r), vectors(n) - r / LANES, depth, a + r * a_stride,
-                           a_stride, bt + r, WIDTH, c + r * WIDTH + r, WIDTH, OVERWRITE);
+    for (idx r = 0; r < n; r += LANES)
+        product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, depth, a + r * a_stride,
+                           a_stride, bt + r, w, c + r * w + r, w, OVERWRITE);
 }
 
-INLINE void upper_along_columns(idx n, idx depth, const real *at, idx a_stride, const real *bt,
+INLINE void upper_along_columns(idx w, idx n, idx depth, const real *at, idx a_stride, const real *bt,
                                 idx b_stride, real *c)
 {
-    for (idx r = 0; r < n; r += PAIR)
-        product_along_columns(min_idx(PAIR, n - r), vectors(n) - r / LANES, depth, at + r, a_stride,
-                              bt + r, b_stride, c + r * WIDTH + r, WIDTH, OVERWRITE, NULL);
+    for (idx r = 0; r < n; r += LANES)
+        product_along_columns(min_idx(LANES, n - r), vectors(n) - r / LANES, depth, at + r, a_stride,
+                              bt + r, b_stride, c + r * w + r, w, OVERWRITE, NULL);
 }
 
-/* Zero what token t does not see, in the pair of vectors that begins at token r. */
-INLINE void hide_later_keys(idx n, idx r, real *c)
+/* Zero what token t does not see, in the vector of tokens that begins at r. */
+INLINE void hide_later_keys(idx w, idx n, idx r, real *c)
 {
     ivec lane;
     for (int i = 0; i < LANES; i++) lane[i] = (bits)i;
-    for (idx s = r; s < min_idx(r + PAIR, n); s++)
-        for (idx t = r; t < min_idx(r + PAIR, padded(n)); t += LANES) {
-            real *at = c + s * WIDTH + t;
-            if (s > t) store(at, keep((ivec)(lane >= (bits)min_idx(s - t, LANES)), load(at)));
-        }
+    for (idx s = r; s < min_idx(r + LANES, n); s++)
+        store(c + s * w + r, keep((ivec)(lane >= (bits)(s - r)), load(c + s * w + r)));
 }
 
-/* b[s][t] <- x_t[s] with (I + A)_t x_t = b_t, for the pair of vectors that begins at token r. Keys
- * beyond the pair have no part in it. */
-INLINE void weights_of_prefixes(idx n, idx r, const real *own, real *b)
+/* b[s][t] <- x_t[s] with (I + A)_t x_t = b_t, for the vector of tokens that begins at r. Keys
+ * beyond it have no part in it. */
+INLINE void weights_of_prefixes(idx w, idx n, idx r, const real *own, real *b)
 {
-    const idx keys = min_idx(n, r + PAIR), nv = min_idx(2, vectors(n) - r / LANES);
-    substitute_down(keys, own, WIDTH, nv, b + r, WIDTH);
-    hide_later_keys(n, r, b);
-    substitute_up(keys, own, WIDTH, nv, b + r, WIDTH);
+    const idx keys = min_idx(n, r + LANES);
+    substitute_down(keys, own, w, 1, b + r, w);
+    hide_later_keys(w, n, r, b);
+    substitute_up(keys, own, w, 1, b + r, w);
 }
 
-/* xt (d x tokens) <- H_t^-1 x_t for each token of a chunk; b, a chunk x WIDTH scratch, is left holding
+/* xt (d x tokens) <- H_t^-1 x_t for each token of a chunk; b, a chunk x w scratch, is left holding
  * k_s . (H_t^-1 x_t). */
 INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real *b)
 {
-    upper_along_columns(n, d, f->mt, WIDTH, xt, WIDTH, b);
+    const idx w = f->w;
+    upper_along_columns(w, n, d, f->mt, w, xt, w, b);
     solve_tokens(n, d, f, xt);
-    for (idx r = 0; r < n; r += PAIR) {
-        const idx keys = min_idx(n, r + PAIR), nv = min_idx(2, vectors(n) - r / LANES);
-        weights_of_prefixes(n, r, f->own, b);
-        product_along_rows(d, nv, keys, f->mt, WIDTH, b + r, WIDTH, xt + r, WIDTH, SUBTRACT);
+    for (idx r = 0; r < n; r += LANES) {
+        const idx keys = min_idx(n, r + LANES);
+        weights_of_prefixes(w, n, r, f->own, b);
+        product_along_rows(d, 1, keys, f->mt, w, b + r, w, xt + r, w, SUBTRACT);
     }
 }
 
@@ -182,21 +184,21 @@ INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real 
 typedef struct {
     real *h, *u;    /* (d, padded(d)) */
     real *factors;  /* of one chunk, where none are kept */
-    real *xt;       /* (d, WIDTH)     queries in the lanes */
-    real *b;        /* (ROWS, WIDTH) */
+    real *xt;       /* (d, w)     queries in the lanes */
+    real *b;        /* (ROWS, w) */
     real *k;        /* copy of ROWS rows */
     real *diagonal; /* (max(d, ROWS)) */
 } precondition_scratch;
 
 INLINE size_t precondition_layout(const ridge_problem *P, void *base, precondition_scratch *s)
 {
-    const idx d = P->d;
+    const idx d = P->d, w = lanes(P);
     carver c = {(uintptr_t)base};
     s->h = carve(&c, d * padded(d));
     s->u = carve(&c, d * padded(d));
     s->factors = carve(&c, P->factors ? 0 : chunk_numbers(P));
-    s->xt = carve(&c, d * WIDTH);
-    s->b = carve(&c, ROWS * WIDTH);
+    s->xt = carve(&c, d * w);
+    s->b = carve(&c, ROWS * w);
     s->k = carve(&c, d % LANES ? ROWS * padded(d) : 0);
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
     return c.next - (uintptr_t)base;
@@ -209,37 +211,40 @@ static size_t precondition_workspace_bytes(const void *problem)
 }
 
 /* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
-INLINE idx eliminate_leverages(idx n, real *a, real *diagonal)
+INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal)
 {
     for (idx s = 0; s < n; s++) {
-        const real leverage = a[s * WIDTH + s];
+        const real leverage = a[s * w + s];
         if (!(leverage < LARGEST_LEVERAGE)) n = s;
-        else diagonal[s] = a[s * WIDTH + s] = 1 + leverage;
+        else diagonal[s] = a[s * w + s] = 1 + leverage;
     }
-    return eliminate(n, vectors(n), a, WIDTH, diagonal, 0);
+    return eliminate(n, vectors(n), a, w, diagonal, 0);
 }
 
 /* The factors of a chunk of n tokens. */
 static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *diagonal)
 {
-    turn(n, d, k, d, f->mt, WIDTH);
+    const idx w = f->w;
+    turn(n, d, k, d, f->mt, w);
     solve_tokens(n, d, f, f->mt);
-    upper_along_rows(n, d, k, d, f->mt, f->own);
-    *f->count = (real)eliminate_leverages(n, f->own, diagonal);
+    upper_along_rows(w, n, d, k, d, f->mt, f->own);
+    *f->count = (real)eliminate_leverages(w, n, f->own, diagonal);
 }
 
 /* rows y_t <- H_t^-1 x_t for the first tokens of a chunk; s->xt and s->b are left holding y^T and k_s . y_t */
 static void apply_to_rows(idx n, idx d, const chunk_factors *f, const real *x, real *xt, real *b, real *y)
 {
-    turn(n, d, x, d, xt, WIDTH);
+    const idx w = f->w;
+    turn(n, d, x, d, xt, w);
     apply_inverses(n, d, f, xt, b);
-    transpose(d, n, xt, WIDTH, y, d, 1);
+    transpose(d, n, xt, w, y, d, 1);
 }
 
 static void precondition_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
     const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P), h_size = d * padded(d);
+    const idx w = lanes(P);
     const real *q = (const real *)P->q + entry * Tq * d;
     const real *k = (const real *)P->k + entry * Tk * d;
     const real alpha = (real)P->alpha[entry];
@@ -265,7 +270,7 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
             add_gram(n, d, whole_vectors(n, d, k + t * d, s.k), s.h, padded(d), ADD);
             continue;
         }
-        const idx served = solve_one_by_one(together, n, d, k + t * d, alpha, s.h, s.u, s.diagonal,
+        const idx served = solve_one_by_one(lanes(P), together, n, d, k + t * d, alpha, s.h, s.u, s.diagonal,
                                             s.k, s.xt, q + t * d, q_star + t * d);
         P->served[entry] = t + served;
         if (served < n) return;
@@ -280,11 +285,11 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
     chunk_factors f = factors_at(P, entry, kept ? chunks(P) : 0, kept ? kept : s.factors);
     if (!eliminate_sum(d, s.h, alpha, f.h, s.diagonal)) return;
     f.u = f.h;
-    for (idx t = prefix; t < Tq; t += ROWS) {
-        const idx n = min_idx(ROWS, Tq - t);
-        turn(n, d, q + t * d, d, s.xt, WIDTH);
+    for (idx t = prefix; t < Tq; t += w) {
+        const idx n = min_idx(w, Tq - t);
+        turn(n, d, q + t * d, d, s.xt, w);
         solve_tokens(n, d, &f, s.xt);
-        transpose(d, n, s.xt, WIDTH, q_star + t * d, d, 1);
+        transpose(d, n, s.xt, w, q_star + t * d, d, 1);
     }
     P->served[entry] = Tq;
 }
@@ -294,8 +299,8 @@ typedef struct {
     real *n, *both; /* (d, padded(d))  N = sum u y^T, and N + N^T */
     real *h, *factor; /* (d, padded(d))  the sum before a chunk, and its elimination */
     real *diagonal; /* (d) */
-    real *ut, *yt;  /* (d, WIDTH) */
-    real *uk, *yk;  /* (ROWS, WIDTH)   u_t . k_s and y_t . k_s */
+    real *ut, *yt;  /* (d, w) */
+    real *uk, *yk;  /* (ROWS, w)   u_t . k_s and y_t . k_s */
     real *u, *y;    /* copies of ROWS rows */
     real *dk;       /* (ROWS, padded(d)) */
 } precondition_backward_scratch;
@@ -303,17 +308,17 @@ typedef struct {
 INLINE size_t precondition_backward_layout(const ridge_problem *P, void *base,
                                            precondition_backward_scratch *s)
 {
-    const idx d = P->d;
+    const idx d = P->d, w = lanes(P);
     carver c = {(uintptr_t)base};
     s->n = carve(&c, d * padded(d));
     s->both = carve(&c, d * padded(d));
     s->h = carve(&c, d * padded(d));
     s->factor = carve(&c, d * padded(d));
     s->diagonal = carve(&c, d);
-    s->ut = carve(&c, d * WIDTH);
-    s->yt = carve(&c, d * WIDTH);
-    s->uk = carve(&c, ROWS * WIDTH);
-    s->yk = carve(&c, ROWS * WIDTH);
+    s->ut = carve(&c, d * w);
+    s->yt = carve(&c, d * w);
+    s->uk = carve(&c, ROWS * w);
+    s->yk = carve(&c, ROWS * w);
     s->u = carve(&c, d % LANES ? ROWS * padded(d) : 0);
     s->y = carve(&c, d % LANES ? ROWS * padded(d) : 0);
     s->dk = carve(&c, ROWS * padded(d));
@@ -349,6 +354,7 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
 {
     const ridge_problem *P = problem;
     const idx d = P->d, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P), dp = padded(d);
+    const idx w = lanes(P);
     const real *k = (const real *)P->k + entry * Tk * d;
     const real *y = (const real *)P->result + entry * Tq * d;
     const real *dy = (const real *)P->dresult + entry * Tq * d;
@@ -362,11 +368,11 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
     memset(s.n, 0, (size_t)(d * dp) * sizeof(real));
     chunk_factors all = factors_at(P, entry, chunks(P), factors);
     all.u = all.h;
-    for (idx t = prefix; t < Tq; t += ROWS) {
-        const idx n = min_idx(ROWS, Tq - t);
-        turn(n, d, dy + t * d, d, s.ut, WIDTH);
+    for (idx t = prefix; t < Tq; t += w) {
+        const idx n = min_idx(w, Tq - t);
+        turn(n, d, dy + t * d, d, s.ut, w);
         solve_tokens(n, d, &all, s.ut);
-        transpose(d, n, s.ut, WIDTH, u + t * d, d, 1);
+        transpose(d, n, s.ut, w, u + t * d, d, 1);
         add_outer(n, d, u + t * d, y + t * d, &s);
     }
     add_transposed(d, s.n, s.both);
@@ -387,26 +393,26 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
         if (together > 0) apply_to_rows(together, d, &f, dy + t * d, s.ut, s.uk, u + t * d);
         if (together < n) {
             memcpy(s.h, f.h, (size_t)(d * dp) * sizeof(real));
-            solve_one_by_one(together, n, d, k + t * d, f.alpha, s.h, s.factor, s.diagonal, s.u, s.ut,
+            solve_one_by_one(lanes(P), together, n, d, k + t * d, f.alpha, s.h, s.factor, s.diagonal, s.u, s.ut,
                              dy + t * d, u + t * d);
-            turn(n, d, u + t * d, d, s.ut, WIDTH);
-            upper_along_rows(n, d, k + t * d, d, s.ut, s.uk);
-            for (idx r = 0; r < n; r += PAIR) hide_later_keys(n, r, s.uk);
+            turn(n, d, u + t * d, d, s.ut, w);
+            upper_along_rows(w, n, d, k + t * d, d, s.ut, s.uk);
+            for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, s.uk);
         }
 
-        turn(n, d, y + t * d, d, s.yt, WIDTH);
-        upper_along_rows(n, d, k + t * d, d, s.yt, s.yk);
-        for (idx r = 0; r < n; r += PAIR) hide_later_keys(n, r, s.yk);
+        turn(n, d, y + t * d, d, s.yt, w);
+        upper_along_rows(w, n, d, k + t * d, d, s.yt, s.yk);
+        for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, s.yk);
 
         add_transposed(d, s.n, s.both);
         product_along_rows(n, vectors(d), d, k + t * d, d, s.both, dp, s.dk, dp, OVERWRITE);
         const real *rows_u = whole_vectors(n, d, u + t * d, s.u);
         const real *rows_y = whole_vectors(n, d, y + t * d, s.y);
-        for (idx r = 0; r < n; r += PAIR) { /* tokens before r do not see these keys */
-            const idx keys = min_idx(PAIR, n - r);
-            product_along_rows(keys, vectors(d), n - r, s.yk + r * WIDTH + r, WIDTH,
+        for (idx r = 0; r < n; r += LANES) { /* tokens before r do not see these keys */
+            const idx keys = min_idx(LANES, n - r);
+            product_along_rows(keys, vectors(d), n - r, s.yk + r * w + r, w,
                                rows_u + r * dp, dp, s.dk + r * dp, dp, ADD);
-            product_along_rows(keys, vectors(d), n - r, s.uk + r * WIDTH + r, WIDTH,
+            product_along_rows(keys, vectors(d), n - r, s.uk + r * w + r, w,
                                rows_y + r * dp, dp, s.dk + r * dp, dp, ADD);
         }
         put_rows(n, d, s.dk, dk + t * d, -1);

@@ -5,9 +5,10 @@
  *
  * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h, then
  * precondition.h, which has the causal case: a regression for every prefix, at the price of one
- * elimination for each chunk of tokens. causal_fit.h is that of fit.
+ * elimination for each chunk of tokens. causal_fit.h and
+ * causal_fit_backward.h are that of fit.
  */
-#include "causal_fit.h"
+#include "causal_fit_backward.h"
 #include "finite.h"
 #include "fit.h"
 #include "precondition.h"
@@ -37,8 +38,9 @@ static int fit(const ridge_problem *P, int num_threads)
 
 static int fit_backward(const ridge_problem *P, int num_threads)
 {
-    static const kvq_pass pass = {entries, fit_backward_workspace_bytes, fit_backward_run};
-    return kvq_run(&pass, P, 2 * work_of_fit(P), num_threads);
+    static const kvq_pass shared = {entries, fit_backward_workspace_bytes, fit_backward_run};
+    static const kvq_pass causal = {entries, causal_backward_workspace_bytes, causal_backward_run};
+    return kvq_run(P->is_causal ? &causal : &shared, P, 2 * work_of_fit(P), num_threads);
 }
 
 static int precondition(const ridge_problem *P, int num_threads)
@@ -54,11 +56,16 @@ static int precondition_backward(const ridge_problem *P, int num_threads)
     return kvq_run(&pass, P, 2 * work_of_precondition(P), num_threads);
 }
 
+static idx factors(const ridge_problem *P)
+{
+    return P->is_causal ? causal_fit_factors_count(P) : fit_factors(P);
+}
+
 extern const ridge_table KVQ_TABLE(ridge);
 const ridge_table KVQ_TABLE(ridge) = {fit,
                                       fit_backward,
                                       precondition,
                                       precondition_backward,
-                                      fit_factors,
+                                      factors,
                                       precondition_factors,
                                       all_finite};

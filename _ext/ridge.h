@@ -9,7 +9,7 @@
 #include <stddef.h>
 
 typedef struct {
-    int is_causal; /* of fit: forward only */
+    int is_causal;
     ptrdiff_t batch, Tq, Tk, d, dv;
     const void *q, *k, *v;
     const double *alpha;

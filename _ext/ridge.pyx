@@ -105,17 +105,16 @@ cdef int describe_values(ridge_problem *p, int t, v) except -1:
 
 
 def fit(q, k, v, alpha, state, bint is_causal, out, int num_threads, *, bint saves=True, simd=None):
-    """out = q (gram + k^T k + alpha I)^-1 (moment + k^T v). Returns (served, factors); factors is None unless it `saves`.
+    """out = q (gram + k^T k + alpha I)^-1 (moment + k^T v).
 
-    Causal: each query has the regression of the keys that it sees; there is no backward to save for.
+    Returns (served, factors); factors is None unless it `saves`.
+    Causal: each query has the regression of the keys that it sees.
 
     q (B, Tq, d), k (B, Tk, d), v (B, Tk, dv), out (B, Tq, dv): C-contiguous, float32 or float64; alpha (B,) float64.
     state: (gram (B, d, d), moment (B, d, dv)), or None for zeros.
     served (B,): how many queries, from the first, had a regression that is regular to working precision; out is not
     written for the rest.
     """
-    if is_causal and saves:
-        raise ValueError("saves must be False where is_causal is True")
     cdef ridge_problem p
     cdef const ridge_table *kernels
     cdef int failed, t
@@ -139,8 +138,9 @@ def fit(q, k, v, alpha, state, bint is_causal, out, int num_threads, *, bint sav
     return served, factors
 
 
-def fit_backward(dout, q, k, v, alpha, served, factors, dq, dk, dv, dstate, int num_threads, *, simd=None):
-    """The gradients for `dout`, written to dq, dk, dv and, unless it is None, dstate (dgram, dmoment).
+def fit_backward(dout, q, k, v, alpha, state, bint is_causal, served, factors, dq, dk, dv, dstate,
+                 int num_threads, *, simd=None):
+    """The gradients for `dout`, written to dq, dk, dv and, unless state is None, dstate (dgram, dmoment).
 
     Returns dalpha (B,). Nothing is written where `served` is below Tq.
     """
@@ -150,16 +150,18 @@ def fit_backward(dout, q, k, v, alpha, served, factors, dq, dk, dv, dstate, int 
     check_threads(num_threads)
     t = describe(&p, q, k, alpha)
     describe_values(&p, t, v)
+    p.is_causal = is_causal
     kernels = <const ridge_table *> table_of(ridge_builds, t, simd)
     p.served = <Py_ssize_t *> of_entries("served", served, cnp.NPY_INTP, p.batch)
     p.factors = address_of_factors(factors, q, p.batch, kernels.fit_factors(&p))
+    if state is not None:
+        p.gram = dense("gram", state[0], t, False, p.batch, p.d, p.d)
+        p.dgram = dense("dgram", dstate[0], t, True, p.batch, p.d, p.d)
+        p.dmoment = dense("dmoment", dstate[1], t, True, p.batch, p.d, p.dv)
     p.dresult = dense("dout", dout, t, False, p.batch, p.Tq, p.dv)
     p.dq = dense("dq", dq, t, True, p.batch, p.Tq, p.d)
     p.dk = dense("dk", dk, t, True, p.batch, p.Tk, p.d)
     p.dv_out = dense("dv", dv, t, True, p.batch, p.Tk, p.dv)
-    if dstate is not None:
-        p.dgram = dense("dgram", dstate[0], t, True, p.batch, p.d, p.d)
-        p.dmoment = dense("dmoment", dstate[1], t, True, p.batch, p.d, p.dv)
     dalpha = np.zeros(p.batch)
     p.dalpha = <double *> of_entries("dalpha", dalpha, cnp.NPY_DOUBLE, p.batch)
     with nogil:
@@ -263,14 +265,14 @@ cdef bint all_served(ridge_problem *p) noexcept nogil:
 def quick(q, k, v, alpha, is_causal, out, num_threads, bint saves):
     """The result, or (result, saved) if it `saves` for `quick_backward`; None if the call is not plain.
 
-    Not plain are also what is not finite, which shows in the result, and what a wider type must serve. A causal call
-    has nothing to save. The result is written into `out`, unless that is None.
+    Not plain are also what is not finite, which shows in the result, and what a wider type must serve. The result is
+    written into `out`, unless that is None.
     """
     cdef ridge_problem p
     cdef const ridge_table *kernels = describe_plain(&p, q, k, v, alpha, is_causal)
     cdef int failed, threads
     cdef bint is_regular
-    if kernels == NULL or (saves and p.is_causal):
+    if kernels == NULL:
         return None
     if out is None:
         out = like(q, p.dv, _pooled, empty)
@@ -293,13 +295,13 @@ def quick(q, k, v, alpha, is_causal, out, num_threads, bint saves):
     return (out, (alphas, served, factors)) if saves else out
 
 
-def quick_backward(dout, q, k, v, saved, num_threads):
+def quick_backward(dout, q, k, v, is_causal, saved, num_threads):
     """(dq, dk, dv, dalpha) after a `quick` that saved; None if dout, or what has become of the inputs, is not plain.
 
     dalpha is the sum over the batch, as alpha was one number.
     """
     cdef ridge_problem p
-    cdef const ridge_table *kernels = describe_plain(&p, q, k, v, 1.0, False)
+    cdef const ridge_table *kernels = describe_plain(&p, q, k, v, 1.0, is_causal)
     cdef int failed, threads
     cdef bint is_finite
     if kernels == NULL or not is_plain(dout) or not has_shape_of(dout, q, p.dv):

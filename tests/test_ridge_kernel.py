@@ -72,31 +72,40 @@ def test_fit(
     w = np.linalg.solve(h, sums)
     (out,) = poisoned(np.empty((*q.shape[:2], v.shape[2]), dtype))
     state = (gram, moment) if has_state else None
-    served, factors = ridge.fit(q, k, v, alpha, state, is_causal, out, 2, saves=not is_causal, simd=simd)
+    served, factors = ridge.fit(q, k, v, alpha, state, is_causal, out, 2, simd=simd)
     assert (served == q.shape[1]).all()
     assert relative_error(out, np.einsum("bti,btij->btj", wide_q, w)) < BARS[dtype]
-    if is_causal:
-        return
 
     dout = rng.standard_normal(out.shape).astype(dtype)
     wide_dout = dout.astype("f8")
-    w = w[:, 0]
-    z = np.linalg.solve(h[:, 0], wide_q.swapaxes(1, 2) @ wide_dout)
-    wide_dv = wide_k @ z
+    y = np.linalg.solve(h, wide_q[..., None])[..., 0]
+    u = np.einsum("btij,btj->bti", w, wide_dout)
+    x = visible * (y @ wide_k.swapaxes(1, 2))
+    z = visible * (wide_dout @ wide_v.swapaxes(1, 2) - u @ wide_k.swapaxes(1, 2))
+    outer = u.swapaxes(1, 2) @ y
     expected = {
-        "q": wide_dout @ w.swapaxes(1, 2),
-        "k": (wide_v - wide_k @ w) @ z.swapaxes(1, 2) - wide_dv @ w.swapaxes(1, 2),
-        "v": wide_dv,
-        "gram": -(z @ w.swapaxes(1, 2) + w @ z.swapaxes(1, 2)) / 2,
-        "moment": z,
-        "alpha": -(z * w).sum(axis=(1, 2)),
+        "q": u,
+        "k": z.swapaxes(1, 2) @ y - x.swapaxes(1, 2) @ u,
+        "v": x.swapaxes(1, 2) @ wide_dout,
+        "gram": -(outer + outer.swapaxes(1, 2)) / 2,
+        "moment": y.swapaxes(1, 2) @ wide_dout,
     }
     dq, dk, dv, dgram, dmoment = poisoned(q, k, v, gram, moment)
     dstate = (dgram, dmoment) if has_state else None
-    dalpha = ridge.fit_backward(dout, q, k, v, alpha, served, factors, dq, dk, dv, dstate, 2, simd=simd)
-    got = {"q": dq, "k": dk, "v": dv, "alpha": dalpha} | ({"gram": dgram, "moment": dmoment} if has_state else {})
+    dalpha = ridge.fit_backward(
+        dout, q, k, v, alpha, state, is_causal, served, factors, dq, dk, dv, dstate, 2, simd=simd
+    )
+    assert_near_alpha(dalpha, outer, u, y, BARS[dtype])
+    got = {"q": dq, "k": dk, "v": dv} | ({"gram": dgram, "moment": dmoment} if has_state else {})
     for name, grad in got.items():
         assert relative_error(grad, expected[name]) < BARS[dtype], name
+
+
+def assert_near_alpha(dalpha: np.ndarray, outer: np.ndarray, u: np.ndarray, y: np.ndarray, bar: float) -> None:
+    """Against -sum u.y, a sum that may cancel."""
+    expected = -np.trace(outer, axis1=1, axis2=2)
+    largest = max(np.abs(expected).max(), 0.1 * np.abs(u).max() * np.abs(y).max())
+    assert np.abs(dalpha - expected).max() < bar * largest
 
 
 @pytest.mark.parametrize("has_state", [False, True], ids=["", "state"])
@@ -125,14 +134,12 @@ def test_precondition(
         "q": u,
         "k": -(seen_y.swapaxes(1, 2) @ u + seen_u.swapaxes(1, 2) @ y),
         "gram": -(outer + outer.swapaxes(1, 2)) / 2,
-        "alpha": -np.trace(outer, axis1=1, axis2=2),
     }
     dq, dk, dgram = poisoned(q, k, np.empty((q.shape[0], q.shape[2], q.shape[2]), dtype))
     dalpha = ridge.precondition_backward(
         dq_star, q, k, alpha, gram, is_causal, q_star, served, factors, dq, dk, dgram, 2, simd=simd
     )
-    largest = max(np.abs(expected["alpha"]).max(), 0.1 * np.abs(u).max() * np.abs(y).max())  # a sum that may cancel
-    assert np.abs(dalpha - expected["alpha"]).max() < BARS[dtype] * largest
+    assert_near_alpha(dalpha, outer, u, y, BARS[dtype])
     for name, grad in {"q": dq, "k": dk, "gram": dgram}.items():
         assert relative_error(grad, expected[name]) < BARS[dtype], name
 
@@ -144,14 +151,32 @@ def test_threads_change_no_bit(simd: str, rng: np.random.Generator) -> None:
     for threads in (1, 2, 3, 5):
         out, causal, q_star = poisoned(v, v, q)
         served, factors = ridge.fit(q, k, v, alpha, None, False, out, threads, simd=simd)
-        ridge.fit(q, k, v, alpha, None, True, causal, threads, saves=False, simd=simd)
+        causal_served, causal_factors = ridge.fit(q, k, v, alpha, None, True, causal, threads, simd=simd)
         ridge.precondition(q, k, alpha, None, True, q_star, threads, simd=simd)
         dq, dk, dv = poisoned(q, k, v)
-        dalpha = ridge.fit_backward(out, q, k, v, alpha, served, factors, dq, dk, dv, None, threads, simd=simd)
-        results.append((out, causal, q_star, dq, dk, dv, dalpha))
+        how = (alpha, None, False, served, factors)
+        dalpha = ridge.fit_backward(out, q, k, v, *how, dq, dk, dv, None, threads, simd=simd)
+        causal_grads = poisoned(q, k, v)
+        how = (alpha, None, True, causal_served, causal_factors)
+        causal_dalpha = ridge.fit_backward(out, q, k, v, *how, *causal_grads, None, threads, simd=simd)
+        results.append((out, causal, q_star, dq, dk, dv, dalpha, *causal_grads, causal_dalpha))
     for others in results[1:]:
         for a, b in zip(results[0], others, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("where", [0, 1, 19, 40, 130])
+@pytest.mark.parametrize("form", [kvq.intention, kvq.sigma_intention], ids=lambda form: form.__name__)
+def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) -> None:
+    """A few keys that dwarf the others, and from there to the end of the chunk an elimination for each token."""
+    q, k, v, dout = (rng.standard_normal((150, n)) for n in (20, 20, 5, 5))
+    k[where] *= 100
+    out, pullback = kvq.vjp(form, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
+    expected, expected_pullback = kvq.vjp(form, q, k, v, alpha=1.0, is_causal=True, implementation="reference")
+    assert relative_error(out, expected) < 1e-11
+    for a, b in zip(pullback(dout), expected_pullback(dout), strict=True):
+        if a is not None:
+            assert relative_error(a, b) < 1e-10
 
 
 @pytest.mark.parametrize("later", ["others", 1e4, 1e25, "same"], ids=str)

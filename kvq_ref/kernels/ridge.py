@@ -24,7 +24,7 @@ from kvq_ref.masks import hide_keys, is_key_mask
 from kvq_ref.types import Array, Grads
 
 if missing is None:
-    from kvq_ref.kernels import linear_ext, ridge_ext
+    from kvq_ref.kernels import ridge_ext
 
 Saved = tuple[Any, ...]
 
@@ -108,7 +108,7 @@ def final_state(saved: Saved, initial_state: IntentionState | None) -> Intention
 def _fit(q: Array, k: Array, v: Array, alpha: Array, state: Any, is_causal: bool, solver: str) -> tuple[Array, Fit]:
     """q (gram + k^T k + alpha I)^-1 (moment + k^T v), every batch entry on its own."""
     out = empty((*q.shape[:2], v.shape[-1]), q.dtype)
-    served, factors = ridge_ext.fit(q, k, v, alpha, state, is_causal, out, num_threads(), saves=not is_causal)
+    served, factors = ridge_ext.fit(q, k, v, alpha, state, is_causal, out, num_threads())
     others = np.flatnonzero(served < q.shape[1])
     again: Any = None
     if others.size:
@@ -125,7 +125,11 @@ def _fit(q: Array, k: Array, v: Array, alpha: Array, state: Any, is_causal: bool
 
 def _fit_backward(dout: Array, fit: Fit) -> list[Array]:
     """[dq, dk, dv, dgram, dmoment, dalpha]."""
-    grads = _own_backward(dout, fit) if not fit.is_causal else _own_causal_backward(dout, fit)
+    dq, dk, dv = (empty(x.shape, x.dtype) for x in (fit.q, fit.k, fit.v))
+    dstate = None if fit.state is None else tuple(empty(x.shape, x.dtype) for x in fit.state)
+    how = (fit.alpha, fit.state, fit.is_causal, fit.served, fit.factors)
+    dalpha = ridge_ext.fit_backward(dout, fit.q, fit.k, fit.v, *how, dq, dk, dv, dstate, num_threads())
+    grads = [dq, dk, dv, *(dstate or (None, None)), dalpha]
     if fit.others.size:
         its_dout = dout[fit.others].astype(np.float64)
         if isinstance(fit.again, Fit):
@@ -137,29 +141,6 @@ def _fit_backward(dout: Array, fit: Fit) -> list[Array]:
             if grad is not None:
                 grad[fit.others] = instead
     return grads
-
-
-def _own_backward(dout: Array, fit: Fit) -> list[Array]:
-    """Where all queries share a regression."""
-    dq, dk, dv = (empty(x.shape, x.dtype) for x in (fit.q, fit.k, fit.v))
-    dstate = None if fit.state is None else tuple(empty(x.shape, x.dtype) for x in fit.state)
-    arguments = (dout, fit.q, fit.k, fit.v, fit.alpha, fit.served, fit.factors, dq, dk, dv, dstate)
-    dalpha = ridge_ext.fit_backward(*arguments, num_threads())
-    return [dq, dk, dv, *(dstate or (None, None)), dalpha]
-
-
-def _own_causal_backward(dout: Array, fit: Fit) -> list[Array]:
-    """Where each has its own: out = linear(q*, k, v), with q* = precondition(q, k) made only now."""
-    gram, moment = (None, None) if fit.state is None else fit.state
-    q_star, preconditioner = _precondition(fit.q, fit.k, fit.alpha, gram, True, fit.solver)
-    dq_star, dk, dv = (empty(x.shape, x.dtype) for x in (fit.q, fit.k, fit.v))
-    dmoment = None if moment is None else empty(moment.shape, moment.dtype)
-    linear_ext.backward(
-        dout, q_star, fit.k, fit.v, moment, None, True, 1.0, None, dq_star, dk, dv, dmoment, num_threads()
-    )
-    dq, dk_of_gram, dgram, dalpha = _precondition_backward(dq_star, preconditioner)
-    dk += dk_of_gram
-    return [dq, dk, dv, dgram, dmoment, dalpha]
 
 
 # ---- Intention: plain calls ------------------------------------------------------------
@@ -179,7 +160,8 @@ def quick_vjp(
     """The same with its pullback, which gives None for a gradient that is not plain."""
     if not _is_plain(options):
         return None
-    done = ridge_ext.quick(q, k, v, options["alpha"], options["is_causal"], options["out"], num_threads, True)
+    is_causal = options["is_causal"]
+    done = ridge_ext.quick(q, k, v, options["alpha"], is_causal, options["out"], num_threads, True)
     if done is None:
         return None
     out, saved = done
@@ -187,7 +169,7 @@ def quick_vjp(
     def pullback(dout: Any) -> Grads | None:
         if type(dout) is np.ndarray and not dout.flags.c_contiguous:
             dout = plain(dout)
-        grads = ridge_ext.quick_backward(dout, q, k, v, saved, num_threads)
+        grads = ridge_ext.quick_backward(dout, q, k, v, is_causal, saved, num_threads)
         if grads is None:
             return None
         dq, dk, dv, dalpha = grads
