@@ -9,13 +9,13 @@ import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 cimport numpy as cnp
 from arrays cimport (
     check_memory, check_shape, check_threads, dense, is_plain, kvq_build, kvq_chosen_level, kvq_level, real_type,
     table_of,
 )
+from plain cimport can_take_the_result, has_shape_of, like, measure, plain_sizes
 
 from kvq_ref._ext.buffers import SMALLEST as POOLED, empty
 
@@ -208,28 +208,12 @@ def all_finite(x, *, simd=None):
 
 cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) except -1:
     """As `describe` for arrays with any, but the same, leading axes; 0 where a call is not plain, else 1."""
-    cdef int ndim, axis
-    cdef cnp.npy_intp *qs
-    cdef cnp.npy_intp *ks
-    cdef cnp.npy_intp *vs
+    cdef plain_sizes sizes
     cdef const tiled_table *kernels
-    if not (is_plain(q) and is_plain(k) and is_plain(v)):
+    cdef bint is_finite
+    if not measure(q, k, v, &sizes) or (is_causal is not True and is_causal is not False):
         return 0
-    ndim = cnp.PyArray_NDIM(q)
-    if (ndim < 2 or cnp.PyArray_NDIM(k) != ndim or cnp.PyArray_NDIM(v) != ndim
-            or cnp.PyArray_TYPE(k) != cnp.PyArray_TYPE(q) or cnp.PyArray_TYPE(v) != cnp.PyArray_TYPE(q)):
-        return 0
-    qs, ks, vs = cnp.PyArray_DIMS(q), cnp.PyArray_DIMS(k), cnp.PyArray_DIMS(v)
-    p.batch = 1
-    for axis in range(ndim - 2):
-        if qs[axis] != ks[axis] or qs[axis] != vs[axis]:
-            return 0
-        p.batch *= qs[axis]
-    p.Tq, p.d, p.Tk, p.dv = qs[ndim - 2], qs[ndim - 1], ks[ndim - 2], vs[ndim - 1]
-    if ks[ndim - 1] != p.d or vs[ndim - 2] != p.Tk or not (p.batch and p.Tq and p.d and p.Tk and p.dv):
-        return 0
-    if is_causal is not True and is_causal is not False:
-        return 0
+    p.batch, p.Tq, p.Tk, p.d, p.dv = sizes.batch, sizes.Tq, sizes.Tk, sizes.d, sizes.dv
     p.score, p.is_causal = score, is_causal is True
     if scale is None:
         p.scale = 1 / sqrt(<double> p.d) if score == KVQ_SOFTMAX else 1.0
@@ -242,51 +226,15 @@ cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) 
     p.q, p.k, p.v = cnp.PyArray_DATA(q), cnp.PyArray_DATA(k), cnp.PyArray_DATA(v)
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
     with nogil:
-        axis = (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
-                and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
-                and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
-    return axis != 0
-
-
-cdef object like(cnp.ndarray x, Py_ssize_t columns):
-    """An array to be filled: x's shape and dtype, but for the number of columns."""
-    cdef cnp.npy_intp shape[32]
-    cdef int ndim = cnp.PyArray_NDIM(x), axis
-    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(x)
-    for axis in range(ndim - 1):
-        shape[axis] = cnp.PyArray_DIMS(x)[axis]
-        size *= shape[axis]
-    shape[ndim - 1] = columns
-    if size * columns < _pooled:
-        return cnp.PyArray_EMPTY(ndim, shape, cnp.PyArray_TYPE(x), 0)
-    return empty((*(<object> x).shape[:-1], columns), x.dtype)
+        is_finite = (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
+                     and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
+                     and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
+    return is_finite
 
 
 cdef int threads_for(double multiply_adds, num_threads) except -1:
     """Small problems stay in this thread: then nobody need be asked."""
     return num_threads() if multiply_adds >= 2 * KVQ_WORTH_A_THREAD else 1
-
-
-cdef bint overlap(cnp.ndarray x, cnp.ndarray y) noexcept:
-    """Whether two arrays in C order have memory in common."""
-    cdef uintptr_t a = <uintptr_t> cnp.PyArray_DATA(x), b = <uintptr_t> cnp.PyArray_DATA(y)
-    return a < b + <uintptr_t> cnp.PyArray_NBYTES(y) and b < a + <uintptr_t> cnp.PyArray_NBYTES(x)
-
-
-cdef bint can_take_the_result(out, q, k, v) noexcept:
-    """Whether the result can be written straight into `out`, an array of the caller's."""
-    cdef int axis, ndim = cnp.PyArray_NDIM(q)
-    cdef cnp.npy_intp *shape
-    if not (is_plain(out) and cnp.PyArray_ISWRITEABLE(out)) or cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(q):
-        return False
-    if cnp.PyArray_NDIM(out) != ndim:
-        return False
-    shape = cnp.PyArray_DIMS(out)
-    for axis in range(ndim - 1):
-        if shape[axis] != cnp.PyArray_DIMS(q)[axis]:
-            return False
-    return (shape[ndim - 1] == cnp.PyArray_DIMS(v)[ndim - 1]
-            and not (overlap(out, q) or overlap(out, k) or overlap(out, v)))
 
 
 def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
@@ -304,7 +252,7 @@ def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
     if not describe_plain(&p, score, q, k, v, is_causal, scale):
         return None
     if out is None:
-        out = like(q, p.dv)
+        out = like(q, p.dv, _pooled, empty)
     elif not can_take_the_result(out, q, k, v):
         return None
     threads = threads_for(<double> p.batch * p.Tq * p.Tk * (p.d + p.dv), num_threads)
@@ -313,7 +261,7 @@ def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
     if saves:
         stats = new_stats(&p, cnp.PyArray_TYPE(q))
         p.stats = PyBytes_AS_STRING(stats)
-        copy = like(q, p.dv)
+        copy = like(q, p.dv, _pooled, empty)
         copied = cnp.PyArray_DATA(copy)
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
     with nogil:
@@ -331,19 +279,17 @@ def quick_backward(int score, dout, q, k, v, out, bytes stats, is_causal, scale,
     """
     cdef tiled_problem p
     cdef const tiled_table *kernels
-    cdef int failed, threads, axis
+    cdef int failed, threads
     if not (is_plain(dout) and describe_plain(&p, score, q, k, v, is_causal, scale)):
         return None
-    if cnp.PyArray_NDIM(dout) != cnp.PyArray_NDIM(out) or cnp.PyArray_TYPE(dout) != cnp.PyArray_TYPE(out):
+    if not has_shape_of(dout, out, p.dv):
         return None
-    for axis in range(cnp.PyArray_NDIM(out)):
-        if cnp.PyArray_DIMS(dout)[axis] != cnp.PyArray_DIMS(out)[axis]:
-            return None
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
     if not kernels.all_finite(cnp.PyArray_DATA(dout), <size_t> cnp.PyArray_SIZE(dout)):
         return None
     threads = threads_for(<double> p.batch * p.Tq * p.Tk * (3 * p.d + 2 * p.dv), num_threads)
-    dq, dk, dv = like(q, p.d), like(k, p.d), like(v, p.dv)
+    dq, dk = like(q, p.d, _pooled, empty), like(k, p.d, _pooled, empty)
+    dv = like(v, p.dv, _pooled, empty)
     p.out, p.dout, p.stats = cnp.PyArray_DATA(out), cnp.PyArray_DATA(dout), PyBytes_AS_STRING(stats)
     p.dq, p.dk, p.dv_out = cnp.PyArray_DATA(dq), cnp.PyArray_DATA(dk), cnp.PyArray_DATA(dv)
     with nogil:

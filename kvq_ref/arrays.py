@@ -135,6 +135,17 @@ def sum_to_shape(x: Array, shape: Sequence[int]) -> Array:
     return x if tuple(x.shape) == tuple(shape) else xp.broadcast_to(x, tuple(shape))
 
 
+def add_once(x: Array, extra: Array) -> Array:
+    """x + extra, for gradients of an array that has the leading axes of ``extra`` alone.
+
+    Broadcasting would count ``extra`` once for each entry of the axes that only x has.
+
+    >>> add_once(np.ones((5, 3, 2)), np.ones((3, 2)))[0]
+    array([6., 6.])
+    """
+    return sum_to_shape(x, extra.shape) + extra
+
+
 def strict_linalg(x: Array) -> contextlib.AbstractContextManager[Any]:
     """Make the linear algebra of ``x``'s library raise where it fails.
 

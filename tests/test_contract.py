@@ -313,6 +313,38 @@ def test_dtype_in_is_dtype_out(form: Form, dtype: str, library_name: str, rng: n
     assert relative_error(np.asarray(lib.back(out), np.float64), exact) <= eps * 1.1
 
 
+@pytest.mark.parametrize("has_state", [False, True], ids=["", "state"])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
+@each_implementation
+def test_gradient_of_a_state_that_queries_share(
+    form: Form, implementation: str, is_causal: bool, has_state: bool, rng: np.random.Generator
+) -> None:
+    """q has axes that k, v and the state have not: what the state's gradient gives to k and v counts once."""
+    if not form.has_state:
+        pytest.skip("has no state")
+    skip_if_missing(form, implementation)
+    q, k, v = (rng.standard_normal(shape) for shape in ((2, 3, 5, 4), (3, 5, 4), (5, 2)))
+    options = alpha_of(form) | {"implementation": implementation, "is_causal": is_causal, "output_final_state": True}
+    if has_state:
+        options["initial_state"] = public(form)(q[0], k, v, **options)[1]
+    (out, state), pullback = kvq.vjp(public(form), q, k, v, **options)
+    dout, dstate = rng.standard_normal(out.shape), type(state)(*(rng.standard_normal(x.shape) for x in state))
+    if "gram" in state._fields:  # a gram is symmetric
+        dstate = dstate._replace(gram=dstate.gram + dstate.gram.swapaxes(-1, -2))
+    grads = pullback((dout, dstate))
+    step = 1e-6
+    for name in ("k", "v"):
+        direction = rng.standard_normal({"k": k, "v": v}[name].shape)
+
+        def along(sign: float, name: str = name, direction: np.ndarray = direction) -> float:
+            moved = {"k": k, "v": v} | {name: {"k": k, "v": v}[name] + sign * step * direction}
+            out, state = public(form)(q, **moved, **options)
+            return float(np.sum(out * dout)) + sum(float(np.sum(a * b)) for a, b in zip(state, dstate, strict=True))
+
+        expected = (along(1.0) - along(-1.0)) / (2 * step)
+        assert float(np.sum(getattr(grads, name) * direction)) == pytest.approx(expected, rel=1e-6, abs=1e-6), name
+
+
 @each_implementation
 def test_row_that_sees_nothing_is_zero(form: Form, implementation: str, rng: np.random.Generator) -> None:
     skip_if_missing(form, implementation)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from kvq_ref import solve
-from kvq_ref.arrays import namespace, transpose
+from kvq_ref.arrays import add_once, namespace, transpose
 from kvq_ref.forms import linear
 from kvq_ref.masks import hide_keys, is_key_mask
 from kvq_ref.types import Array, Grads
@@ -94,10 +94,10 @@ def backward(dout: Array, saved: Saved, dstate: IntentionState | None = None) ->
 
     if dstate is not None:
         # state = (gram + k^T k, kv + k^T v)
-        dk = dk + k @ (dstate.gram + transpose(dstate.gram)) + v @ transpose(dstate.kv)
-        dv = dv + k @ dstate.kv
-        dgram = dgram + dstate.gram if dgram is not None else None
-        dkv = dkv + dstate.kv if dkv is not None else None
+        dk = add_once(dk, k @ (dstate.gram + transpose(dstate.gram)) + v @ transpose(dstate.kv))
+        dv = add_once(dv, k @ dstate.kv)
+        dgram = add_once(dgram, dstate.gram) if dgram is not None else None
+        dkv = add_once(dkv, dstate.kv) if dkv is not None else None
 
     if is_key_mask(mask):
         dk, dv = hide_keys(mask, dk, dv)

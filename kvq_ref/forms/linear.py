@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvq_ref.arrays import device, namespace, transpose
+from kvq_ref.arrays import add_once, device, namespace, transpose
 from kvq_ref.features import FEATURE_MAPS, FeatureMap
 from kvq_ref.masks import hide_keys, is_key_mask, row_divisor, visible_pairs
 from kvq_ref.types import Array, Grads
@@ -104,7 +104,7 @@ def backward(dout: Array, saved: Saved, dstate: LinearState | None = None) -> Gr
         # out1 = phi_q (s0 + phi_k^T v1)
         dphi_q = dout1 @ transpose(s)
         ds = transpose(phi_q) @ dout1
-        ds = ds if dstate is None else ds + _join(dstate)
+        ds = ds if dstate is None else add_once(ds, _join(dstate))
         dphi_k = v1 @ transpose(ds)
         dv1 = phi_k @ ds
     else:
@@ -119,9 +119,9 @@ def backward(dout: Array, saved: Saved, dstate: LinearState | None = None) -> Gr
         if s is not None:
             dphi_q = dphi_q + dout1 @ transpose(s)
         if dstate is not None:
-            ds = ds + _join(dstate)
-            dphi_k = dphi_k + v1 @ transpose(_join(dstate))
-            dv1 = dv1 + phi_k @ _join(dstate)
+            ds = add_once(ds, _join(dstate))
+            dphi_k = add_once(dphi_k, v1 @ transpose(_join(dstate)))
+            dv1 = add_once(dv1, phi_k @ _join(dstate))
 
     if is_key_mask(mask):
         dphi_k, dv1 = hide_keys(mask, dphi_k, dv1)

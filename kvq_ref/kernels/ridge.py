@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvq_ref import solve
-from kvq_ref.arrays import broadcast_leading, sum_to_shape, transpose
+from kvq_ref.arrays import add_once, broadcast_leading, sum_to_shape, transpose
 from kvq_ref.forms import intention
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.kernels import empty, flatten, missing, num_threads, plain
@@ -88,10 +88,10 @@ def backward(dout: Array, saved: Saved, dstate: IntentionState | None = None) ->
     dq, dk, dv, dgram, dkv = (None if x is None else x.reshape(*leading, *x.shape[1:]) for x in flat)
     if dstate is not None:
         # state = (gram + k^T k, kv + k^T v)
-        dk = dk + k @ (dstate.gram + transpose(dstate.gram)) + v @ transpose(dstate.kv)
-        dv = dv + k @ dstate.kv
-        dgram = dgram + dstate.gram if dgram is not None else None
-        dkv = dkv + dstate.kv if dkv is not None else None
+        dk = add_once(dk, k @ (dstate.gram + transpose(dstate.gram)) + v @ transpose(dstate.kv))
+        dv = add_once(dv, k @ dstate.kv)
+        dgram = add_once(dgram, dstate.gram) if dgram is not None else None
+        dkv = add_once(dkv, dstate.kv) if dkv is not None else None
     if mask is not None:
         dk, dv = hide_keys(mask, dk, dv)
     state = None if fit.state is None else IntentionState(dgram, dkv)
