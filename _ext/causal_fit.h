@@ -1,6 +1,6 @@
 /* causal_fit.h - out_t = q_t (K_t^T K_t + alpha I)^-1 K_t^T V_t: a regression for every prefix, forward.
  *
- * As precondition.h, but the prediction is made at once. With H = U^T U and R = K^T V of the tokens
+ * As in prefix.h, and the prediction is made at once. With H = U^T U and R = K^T V of the tokens
  * before the chunk, and K, V, Q the rows of the chunk:
  *
  *     P = K U^-1,  Z = U^-T R                 so K W = P Z is what the past predicts at the chunk's keys
@@ -13,7 +13,8 @@
 #ifndef KVQ_CAUSAL_FIT_H
 #define KVQ_CAUSAL_FIT_H
 
-#include "precondition.h"
+#include "fit.h"
+#include "prefix.h"
 
 
 /* ---- what backward needs of a chunk ----------------------------------------------------------- */

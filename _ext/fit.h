@@ -12,52 +12,9 @@
 
 #include "eliminate.h"
 #include "ridge.h"
-#include "tile.h"
-
-#define ROWS 64 /* rows of q, k, v that are looked at at a time: they and H stay in cache */
+#include "rows.h"
 
 static idx entries(const void *problem) { return ((const ridge_problem *)problem)->batch; }
-
-/* ---- rows of any length ---------------------------------------------------------------------- */
-/* Rows that can be read a vector at a time: as they lie, or a copy with zeros after each. */
-INLINE const real *whole_vectors(idx n, idx columns, const real *rows, real *copy)
-{
-    if (columns % LANES == 0) return rows;
-    for (idx r = 0; r < n; r++)
-        for (idx v = 0; v < padded(columns); v += LANES) {
-            real *to = copy + r * padded(columns) + v;
-            const real *from = rows + r * columns + v;
-            if (v + LANES <= columns) {
-                store(to, load(from));
-            } else {
-                store(to, (vec){0});
-                for (idx c = 0; c < columns - v; c++) to[c] = from[c];
-            }
-        }
-    return copy;
-}
-
-/* The reverse: where a product may write rows of this length, and how they get to their place. */
-INLINE real *room_for_rows(idx columns, real *rows, real *copy)
-{
-    return columns % LANES ? copy : rows;
-}
-
-INLINE void put_rows(idx n, idx columns, const real *from, real *rows, real factor)
-{
-    if (from == rows && factor == 1) return;
-    for (idx r = 0; r < n; r++)
-        for (idx c = 0; c < columns; c++)
-            rows[r * columns + c] = factor * from[r * padded(columns) + c];
-}
-
-/* to (columns x padded(n)) = x^T for an x of n rows; what pads the lanes is zero. */
-INLINE void turn(idx n, idx columns, const real *x, idx stride, real *to, idx to_stride)
-{
-    if (n % LANES)
-        for (idx c = 0; c < columns; c++) store(to + c * to_stride + n - n % LANES, (vec){0});
-    transpose(n, columns, x, stride, to, to_stride, 1);
-}
 
 /* ---- H --------------------------------------------------------------------------------------- */
 /* [H | R] as a state brings it along. */
@@ -98,6 +55,17 @@ INLINE real pivot_noise(idx d)
     (void)d;
     return 1e-4f;
 #endif
+}
+
+/* both = N + N^T */
+INLINE void add_transposed(idx d, const real *n, real *both)
+{
+    transpose(d, d, n, padded(d), both, padded(d), 1);
+    for (idx r = 0; r < d; r++)
+        for (idx c = 0; c < padded(d); c += LANES) {
+            real *at = both + r * padded(d) + c;
+            store(at, load(at) + load(n + r * padded(d) + c));
+        }
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */

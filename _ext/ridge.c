@@ -3,15 +3,14 @@
  *     fit             out  = Q W,  W = (K^T K + alpha I)^-1 K^T V
  *     precondition    q*_t = H_t^-1 q_t,  H_t = gram + sum_{t sees j} k_j k_j^T + alpha I
  *
- * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h, then
- * precondition.h, which has the causal case: a regression for every prefix, at the price of one
- * elimination for each chunk of tokens. causal_fit.h and
- * causal_fit_backward.h are that of fit.
+ * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h: all queries
+ * see the same keys. prefix.h tells how a regression for every prefix comes at the price of one
+ * elimination for each chunk of tokens; causal_fit.h and precondition.h use that.
  */
 #include "causal_fit_backward.h"
 #include "finite.h"
 #include "fit.h"
-#include "precondition.h"
+#include "precondition_backward.h"
 #include "threads.h"
 
 static double work_of_fit(const ridge_problem *P)
