@@ -118,12 +118,11 @@ static void backward_prepare(const tiled_problem *P, idx batch, const real *q, c
         pack_queries(&tile, q, d, s->qt + t * d * TILE, (real)P->scale * z_units(P->score));
         pack_queries(&tile, dout, dv, s->dot_ + t * dv * TILE, 1);
         fill_delta(&tile, dout, out, dv, s->delta + t * TILE);
-        for (idx i = 0; i < tile.nv * LANES; i++) {
-            const int is_real = i < tile.n;
-            const real *row = stats + (tile.start + i) * KVQ_STATS;
-            s->peak[t * TILE + i] = is_real ? row[0] : 0;
-            s->sum[t * TILE + i] = is_real ? row[1] : 0; /* 1/N becomes 0: padding adds nothing */
-        }
+        real *peak = s->peak + t * TILE, *sum = s->sum + t * TILE;
+        store(peak + (tile.nv - 1) * LANES, (vec){0}); /* where there is padding, 1/N becomes 0: */
+        store(sum + (tile.nv - 1) * LANES, (vec){0});  /* it adds nothing */
+        memcpy(peak, stats + tile.start, (size_t)tile.n * sizeof(real));
+        memcpy(sum, stats + P->Tq + tile.start, (size_t)tile.n * sizeof(real));
     }
     if (d % LANES) copy_padded(P->Tq, d, q, s->q_rows);
     if (dv % LANES) copy_padded(P->Tq, dv, dout, s->dout_rows);

@@ -55,13 +55,15 @@ static void forward_finish(const tiled_problem *P, idx batch, const query_tile *
     }
     transpose(P->dv, tile->n, s->ot, TILE, out, P->dv, 1);
 
-    if (P->stats) {
-        real *stats = (real *)P->stats + (batch * P->Tq + tile->start) * KVQ_STATS;
-        for (idx i = 0; i < tile->n; i++) {
-            stats[i * KVQ_STATS] = s->peak[i];
-            stats[i * KVQ_STATS + 1] = s->sum[i];
-        }
-    }
+}
+
+/* For backward: the peaks of a batch entry's queries, then their N. */
+INLINE void keep_statistics(const tiled_problem *P, idx batch, const query_tile *tile,
+                            const forward_scratch *s)
+{
+    real *stats = (real *)P->stats + batch * P->Tq * KVQ_STATS + tile->start;
+    memcpy(stats, s->peak, (size_t)tile->n * sizeof(real));
+    memcpy(stats + P->Tq, s->sum, (size_t)tile->n * sizeof(real));
 }
 
 static void forward_run(const void *problem, void *workspace, idx task)
@@ -99,6 +101,7 @@ static void forward_run(const void *problem, void *workspace, idx task)
     }
     if (is_first) memset(s.ot, 0, (size_t)(P->dv * TILE) * sizeof(real)); /* Tk = 0 */
     forward_finish(P, batch, &tile, &s);
+    if (P->stats) keep_statistics(P, batch, &tile, &s);
 }
 
 #endif

@@ -17,7 +17,7 @@ typedef struct {
     const char *mask, *bias;
     ptrdiff_t mask_strides[3], bias_strides[3];
     void *out;   /* read by backward */
-    void *stats; /* (batch, Tq, KVQ_STATS): largest exponent in units of log2, and N. May be NULL */
+    void *stats; /* (batch, KVQ_STATS, Tq): largest exponents in units of log2, and N. May be NULL */
     /* backward only */
     const void *dout;
     void *dq, *dk, *dv_out;

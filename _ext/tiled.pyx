@@ -209,8 +209,6 @@ def all_finite(x, *, simd=None):
 cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) except -1:
     """As `describe` for arrays with any, but the same, leading axes; 0 where a call is not plain, else 1."""
     cdef plain_sizes sizes
-    cdef const tiled_table *kernels
-    cdef bint is_finite
     if not measure(q, k, v, &sizes) or (is_causal is not True and is_causal is not False):
         return 0
     p.batch, p.Tq, p.Tk, p.d, p.dv = sizes.batch, sizes.Tq, sizes.Tk, sizes.d, sizes.dv
@@ -224,12 +222,13 @@ cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) 
     p.mask = p.bias = NULL
     p.stats = p.dbias = NULL
     p.q, p.k, p.v = cnp.PyArray_DATA(q), cnp.PyArray_DATA(k), cnp.PyArray_DATA(v)
-    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
-    with nogil:
-        is_finite = (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
-                     and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
-                     and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
-    return is_finite
+    return 1
+
+
+cdef bint are_finite(const tiled_table *kernels, tiled_problem *p) noexcept nogil:
+    return (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
+            and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
+            and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
 
 
 cdef int threads_for(double multiply_adds, num_threads) except -1:
@@ -249,7 +248,13 @@ def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
     cdef bytes stats = None
     cdef void *copied = NULL
     cdef size_t bytes_out
+    cdef bint is_finite
     if not describe_plain(&p, score, q, k, v, is_causal, scale):
+        return None
+    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
+    with nogil:
+        is_finite = are_finite(kernels, &p)
+    if not is_finite:
         return None
     if out is None:
         out = like(q, p.dv, _pooled, empty)
@@ -263,7 +268,6 @@ def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
         p.stats = PyBytes_AS_STRING(stats)
         copy = like(q, p.dv, _pooled, empty)
         copied = cnp.PyArray_DATA(copy)
-    kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
     with nogil:
         failed = kernels.forward(&p, threads)
         if copied != NULL:
@@ -273,7 +277,7 @@ def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
 
 
 def quick_backward(int score, dout, q, k, v, out, bytes stats, is_causal, scale, num_threads):
-    """(dq, dk, dv) after a `quick` that saved; None if dout, or what has become of the inputs, is not plain.
+    """(dq, dk, dv) after a `quick` that saved; None if dout is not plain. That the inputs are finite, `quick` has seen.
 
     out and stats are the copy and the stats that `quick` gave.
     """
