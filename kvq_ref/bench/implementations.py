@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,19 +93,11 @@ def _compare(form: str, shape: Shape, budget: float, seed: int) -> Comparison:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """For the BLAS libraries, and for the kernels, which look at OMP_NUM_THREADS at each call."""
+    """For the BLAS libraries, and for the kernels."""
     from threadpoolctl import threadpool_limits
 
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+    with threadpool_limits(1), kvq.use_num_threads(1):
+        yield
 
 
 def _forward(
