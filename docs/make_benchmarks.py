@@ -19,7 +19,9 @@ def page(folders: list[Path]) -> str:
     for folder in folders:
         results = Results.from_fields(json.loads((folder / "bench.json").read_text(encoding="utf-8")))
         threads = results.config["threads"]
-        title = f"### {results.config['dtype']}, {threads} thread{'s' * (threads != '1')}"
+        kinds = {"ratios": results.cases, "latency": results.latency, "memory": results.memory, "mixed": results.mixed}
+        what = ", ".join(kind for kind, found in kinds.items() if found).capitalize()
+        title = f"### {what}: {results.config['dtype']}, {threads} thread{'s' * (threads != '1')}"
         parts.append(f"{title}\n\n{as_text(results)}\n")
     return head + mark + "".join(f"\n{part}" for part in parts)
 
