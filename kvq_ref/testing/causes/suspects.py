@@ -38,8 +38,8 @@ NO_MAXIMUM = (
 )
 MAXIMUM_OF_ALL = "exp is taken relative to the largest score of all rows: a row needs its own maximum"
 ROW_VANISHES = (
-    "exp overflows or, where all scores of a row are far below what is taken out, makes the whole row vanish: a row needs "
-    "its own maximum"
+    "exp overflows or, where all scores of a row are far below what is taken out, makes the whole row vanish: a row "
+    "needs its own maximum"
 )
 TILES = (2, 4, 8, 16, 32, 64, 128, 256)
 
