@@ -14,6 +14,7 @@
 #define KVQ_BACKWARD_H
 
 #include "forward.h"
+#include "rows.h"
 
 typedef struct {
     /* all queries of the batch entry, packed once: tile t starts at t * (columns * TILE) */
@@ -99,14 +100,6 @@ static void fill_delta(const query_tile *tile, const real *dout, const real *out
     }
 }
 
-static void copy_padded(idx rows, idx columns, const real *from, real *to)
-{
-    for (idx r = 0; r < rows; r++) {
-        memcpy(to + r * padded(columns), from + r * columns, (size_t)columns * sizeof(real));
-        for (idx c = columns; c < padded(columns); c++) to[r * padded(columns) + c] = 0;
-    }
-}
-
 static void backward_prepare(const tiled_problem *P, idx batch, const real *q, const real *dout,
                              backward_scratch *s)
 {
@@ -124,8 +117,6 @@ static void backward_prepare(const tiled_problem *P, idx batch, const real *q, c
         memcpy(peak, stats + tile.start, (size_t)tile.n * sizeof(real));
         memcpy(sum, stats + P->Tq + tile.start, (size_t)tile.n * sizeof(real));
     }
-    if (d % LANES) copy_padded(P->Tq, d, q, s->q_rows);
-    if (dv % LANES) copy_padded(P->Tq, dv, dout, s->dout_rows);
 }
 
 /* ---- one query tile against one key block ---------------------------------------------------- */
@@ -201,8 +192,8 @@ static void backward_run(const void *problem, void *workspace, idx task)
     x.batch = batch;
     x.k = (const real *)P->k + batch * Tk * d;
     x.v = (const real *)P->v + batch * Tk * dv;
-    x.q = d % LANES ? s.q_rows : q;
-    x.dout = dv % LANES ? s.dout_rows : dout;
+    x.q = whole_vectors(Tq, d, q, s.q_rows);
+    x.dout = whole_vectors(Tq, dv, dout, s.dout_rows);
     x.dbias = P->dbias ? (real *)P->dbias + batch * Tq * Tk : NULL;
 
     if (split > 0 || Tk == 0) /* otherwise the first key block writes every dq */
