@@ -118,7 +118,7 @@ static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const
     halve(P, n, k, q, alpha, has_past, s->uz, s->pq);
 
     upper_along_columns(w, n, d, s->pq, both, s->pq, both, f->own);
-    const idx served = eliminate_leverages(w, n, f->own, s->diagonal);
+    const idx served = eliminate_leverages(w, n, f->own, s->diagonal, LARGEST_OF_FIT);
     *f->count = (real)served;
     upper_along_columns(w, served, d, s->pq, both, qt, both, f->x);
 

@@ -132,7 +132,7 @@ static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *di
     turn(n, d, k, d, f->mt, w);
     solve_tokens(n, d, f, f->mt);
     upper_along_rows(w, n, d, k, d, f->mt, f->own);
-    *f->count = (real)eliminate_leverages(w, n, f->own, diagonal);
+    *f->count = (real)eliminate_leverages(w, n, f->own, diagonal, LARGEST_OF_QUERY);
 }
 
 /* rows y_t <- H_t^-1 x_t for the first tokens of a chunk; s->xt and s->b are left holding y^T and k_s . y_t */

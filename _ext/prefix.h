@@ -27,7 +27,10 @@
 #include "ridge.h"
 #include "rows.h"
 
-#define LARGEST_LEVERAGE 150 /* costs two digits at worst */
+/* The largest leverage that is taken along: it costs two digits at worst in a prediction, and one in a
+ * preconditioned query, whose softmax or square magnifies what it lost. */
+#define LARGEST_OF_FIT 150
+#define LARGEST_OF_QUERY 16
 
 /* ---- how tokens are cut ---------------------------------------------------------------------- */
 /* Tokens with a regression of their own; the queries after them see all keys. */
@@ -90,11 +93,11 @@ INLINE void weights_of_prefixes(idx w, idx n, idx r, const real *own, real *b)
 }
 
 /* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
-INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal)
+INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal, real largest)
 {
     for (idx s = 0; s < n; s++) {
         const real leverage = a[s * w + s];
-        if (!(leverage < LARGEST_LEVERAGE)) n = s;
+        if (!(leverage < largest)) n = s;
         else diagonal[s] = a[s * w + s] = 1 + leverage;
     }
     return eliminate(n, vectors(n), a, w, diagonal, 0);
