@@ -19,13 +19,12 @@
 typedef struct {
     /* all queries of the batch entry, packed once: tile t starts at t * (columns * TILE) */
     real *qt, *dot_; /* (d, TILE) q times scale, (dv, TILE) dout: transposed */
-    real *dqt;       /* (d, TILE) sum of dz^T k, transposed */
     real *peak, *sum, *delta; /* (TILE) */
-    real *q_rows, *dout_rows; /* copies with padded rows, or NULL: the originals will do */
+    real *q, *dout, *dq; /* copies with padded rows, where the originals will not do */
     /* one segment */
     real *z, *dp, *e, *du; /* (KEYS, TILE) */
-    /* one key block */
-    real *dk, *dv; /* (KEYS, padded(d)), (KEYS, padded(dv)) */
+    /* one key block: copies as above */
+    real *k, *dk, *dv;
 } backward_scratch;
 
 INLINE size_t backward_layout(const tiled_problem *P, void *base, backward_scratch *s)
@@ -36,16 +35,17 @@ INLINE size_t backward_layout(const tiled_problem *P, void *base, backward_scrat
     s->dp = carve(&c, KEYS * TILE);
     s->e = carve(&c, KEYS * TILE);
     s->du = carve(&c, P->dbias ? KEYS * TILE : 0);
-    s->dk = carve(&c, KEYS * padded(d));
-    s->dv = carve(&c, KEYS * padded(dv));
+    s->k = carve(&c, copied_rows(KEYS, d));
+    s->dk = carve(&c, copied_rows(KEYS, d));
+    s->dv = carve(&c, copied_rows(KEYS, dv));
     s->qt = carve(&c, queries * d);
     s->dot_ = carve(&c, queries * dv);
-    s->dqt = carve(&c, queries * d);
     s->peak = carve(&c, queries);
     s->sum = carve(&c, queries);
     s->delta = carve(&c, queries);
-    s->q_rows = carve(&c, d % LANES ? P->Tq * padded(d) : 0);
-    s->dout_rows = carve(&c, dv % LANES ? P->Tq * padded(dv) : 0);
+    s->q = carve(&c, copied_rows(P->Tq, d));
+    s->dout = carve(&c, copied_rows(P->Tq, dv));
+    s->dq = carve(&c, copied_rows(P->Tq, d));
     return c.next - (uintptr_t)base;
 }
 
@@ -121,10 +121,13 @@ static void backward_prepare(const tiled_problem *P, idx batch, const real *q, c
 
 /* ---- one query tile against one key block ---------------------------------------------------- */
 typedef struct {
-    const real *k, *v;          /* of the batch entry */
-    const real *q, *dout;       /* rows of stride padded(d), padded(dv) */
-    real *dbias;                /* (Tq, Tk) of the batch entry, or NULL */
+    const real *k, *v;    /* of the batch entry */
+    const real *q, *dout; /* rows of stride padded(d), padded(dv) */
+    real *dq;             /* likewise */
+    real *dbias;          /* (Tq, Tk) of the batch entry, or NULL */
     idx batch, block_start, block_end;
+    const real *block_k;  /* rows of stride padded(d) of the key block */
+    real *dk, *dv;        /* of stride padded(d), padded(dv) */
 } block_view;
 
 static void backward_tile(const tiled_problem *P, const block_view *x, idx t, backward_scratch *s)
@@ -140,38 +143,30 @@ static void backward_tile(const tiled_problem *P, const block_view *x, idx t, ba
         /* The first contribution to a sum overwrites, so that nothing need be cleared. */
         const join to_dk = (P->is_causal ? seg.is_diagonal : t == 0) ? OVERWRITE : ADD;
         const join to_dq = seg.key == 0 ? OVERWRITE : ADD;
-        const real *k = x->k + seg.key * d, *v = x->v + seg.key * dv;
         real *z = s->z + from, *dp = s->dp + from, *e = s->e + from;
         real *du = x->dbias ? s->du + from : NULL;
         KVQ_ASSERT(row >= 0 && row + seg.n <= KEYS && queries > 0);
 
-        product_along_rows(seg.n, nv, d, k, d, s->qt + t * d * TILE + from, TILE, z, TILE,
-                           OVERWRITE);
-        product_along_rows(seg.n, nv, dv, v, dv, s->dot_ + t * dv * TILE + from, TILE, dp,
+        product_along_rows(seg.n, nv, d, x->k + seg.key * d, d, s->qt + t * d * TILE + from, TILE, z,
                            TILE, OVERWRITE);
-        if (kind != PLAIN) fill_exponents(P, x->batch, &tile, &seg, e);
+        product_along_rows(seg.n, nv, dv, x->v + seg.key * dv, dv, s->dot_ + t * dv * TILE + from, TILE, dp,
+                           TILE, OVERWRITE);
+        if (has_exponents(kind)) fill_exponents(P, x->batch, &tile, &seg, e);
         const idx at = t * TILE + from;
-        differentiate(P->score, kind, seg.n, nv, z, dp, e, s->peak + at, s->sum + at,
-                      s->delta + at, du);
-        /* z now holds P^T, dp holds dz^T */
+        differentiate(P->score, kind, seg.n, nv, z, dp, e, (real)P->scale, s->peak + at,
+                      s->sum + at, s->delta + at, du);
+        /* z now holds P^T, dp holds scale dz^T */
         product_along_rows(seg.n, vectors(dv), queries, z, TILE, x->dout + first * padded(dv),
-                           padded(dv), s->dv + row * padded(dv), padded(dv), to_dk);
+                           padded(dv), x->dv + row * padded(dv), padded(dv), to_dk);
         product_along_rows(seg.n, vectors(d), queries, dp, TILE, x->q + first * padded(d),
-                           padded(d), s->dk + row * padded(d), padded(d), to_dk);
-        product_along_columns(d, nv, seg.n, k, d, dp, TILE, s->dqt + t * d * TILE + from, TILE,
-                              to_dq, NULL);
+                           padded(d), x->dk + row * padded(d), padded(d), to_dk);
+        product_along_columns(queries, vectors(d), seg.n, dp, TILE, x->block_k + row * padded(d),
+                              padded(d), x->dq + first * padded(d), padded(d), to_dq, NULL);
         if (du) transpose(seg.n, queries, du, TILE, x->dbias + first * P->Tk + seg.key, P->Tk, 1);
     }
 }
 
 /* ---- the task -------------------------------------------------------------------------------- */
-static void copy_rows(idx rows, idx columns, const real *from, idx from_stride, real *to,
-                      real factor)
-{
-    for (idx r = 0; r < rows; r++)
-        for (idx c = 0; c < columns; c++) to[r * columns + c] = from[r * from_stride + c] * factor;
-}
-
 static void clear_rows(idx first, idx end, idx columns, real *x)
 {
     memset(x + first * columns, 0, (size_t)((end - first) * columns) * sizeof(real));
@@ -192,12 +187,15 @@ static void backward_run(const void *problem, void *workspace, idx task)
     x.batch = batch;
     x.k = (const real *)P->k + batch * Tk * d;
     x.v = (const real *)P->v + batch * Tk * dv;
-    x.q = whole_vectors(Tq, d, q, s.q_rows);
-    x.dout = whole_vectors(Tq, dv, dout, s.dout_rows);
+    x.q = whole_vectors(Tq, d, q, s.q);
+    x.dout = whole_vectors(Tq, dv, dout, s.dout);
     x.dbias = P->dbias ? (real *)P->dbias + batch * Tq * Tk : NULL;
 
-    if (split > 0 || Tk == 0) /* otherwise the first key block writes every dq */
-        memset(s.dqt, 0, (size_t)(tiles * TILE * d) * sizeof(real));
+    /* Split 0 writes dq itself, the others a partial each: (batch, splits - 1, Tq, d). */
+    real *dq = split == 0 ? (real *)P->dq + batch * Tq * d
+                          : (real *)P->dq_partials + (batch * (splits - 1) + split - 1) * Tq * d;
+    x.dq = room_for_rows(d, dq, s.dq);
+    if (split > 0 || Tk == 0) clear_rows(0, Tq, padded(d), x.dq); /* else the first block writes all */
 
     /* Key blocks are dealt out in turn: under a causal mask early ones cost more than late ones. */
     for (idx block = split; block < key_blocks(P); block += splits) {
@@ -207,26 +205,23 @@ static void backward_run(const void *problem, void *workspace, idx task)
         const idx seen = min_idx(keys, !P->is_causal  ? tiles * keys
                                        : Tq > x.block_start ? Tq - x.block_start
                                                             : 0);
-        clear_rows(seen, keys, padded(d), s.dk); /* of keys that no query sees */
-        clear_rows(seen, keys, padded(dv), s.dv);
+        const idx first = batch * Tk + x.block_start;
+        real *dk = (real *)P->dk + first * d, *dv_out = (real *)P->dv_out + first * dv;
+        x.block_k = whole_vectors(keys, d, x.k + x.block_start * d, s.k);
+        x.dk = room_for_rows(d, dk, s.dk);
+        x.dv = room_for_rows(dv, dv_out, s.dv);
+        clear_rows(seen, keys, padded(d), x.dk); /* of keys that no query sees */
+        clear_rows(seen, keys, padded(dv), x.dv);
         if (x.dbias) /* segments that causality skips leave zeros behind */
             for (idx i = 0; i < Tq; i++)
                 memset(x.dbias + i * Tk + x.block_start, 0, (size_t)keys * sizeof(real));
 
         for (idx t = 0; t < tiles; t++) backward_tile(P, &x, t, &s);
 
-        const idx first = batch * Tk + x.block_start;
-        copy_rows(keys, d, s.dk, padded(d), (real *)P->dk + first * d, (real)P->scale);
-        copy_rows(keys, dv, s.dv, padded(dv), (real *)P->dv_out + first * dv, 1);
+        put_rows(keys, d, x.dk, dk, 1);
+        put_rows(keys, dv, x.dv, dv_out, 1);
     }
-
-    /* Split 0 writes dq itself, the others a partial each: (batch, splits - 1, Tq, d). */
-    real *dq = split == 0 ? (real *)P->dq + batch * Tq * d
-                          : (real *)P->dq_partials + (batch * (splits - 1) + split - 1) * Tq * d;
-    for (idx t = 0; t < tiles; t++) {
-        const query_tile tile = tile_at(P, t);
-        transpose(d, tile.n, s.dqt + t * d * TILE, TILE, dq + tile.start * d, d, (real)P->scale);
-    }
+    put_rows(Tq, d, x.dq, dq, 1);
 }
 
 static void sum_dq_partials(const tiled_problem *P)

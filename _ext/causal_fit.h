@@ -64,8 +64,8 @@ INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_s
     s->hr = carve(&c, d * fit_stride(P));
     s->uz = carve(&c, d * fit_stride(P));
     s->pq = carve(&c, d * 2 * lanes(P));
-    s->k = carve(&c, d % LANES ? ROWS * padded(d) : 0);
-    s->v = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
+    s->k = carve(&c, copied_rows(ROWS, d));
+    s->v = carve(&c, copied_rows(ROWS, P->dv));
     s->out = carve(&c, ROWS * padded(P->dv));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
     s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P));

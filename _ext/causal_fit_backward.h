@@ -50,9 +50,9 @@ INLINE size_t causal_backward_layout(const ridge_problem *P, void *base, causal_
     s->z = carve(&c, ROWS * w);
     s->y = carve(&c, ROWS * dp);
     s->u = carve(&c, ROWS * dp);
-    s->k = carve(&c, d % LANES ? ROWS * dp : 0);
-    s->v = carve(&c, dv % LANES ? ROWS * dvp : 0);
-    s->g = carve(&c, dv % LANES ? ROWS * dvp : 0);
+    s->k = carve(&c, copied_rows(ROWS, d));
+    s->v = carve(&c, copied_rows(ROWS, dv));
+    s->g = carve(&c, copied_rows(ROWS, dv));
     s->dk = carve(&c, ROWS * dp);
     s->dv = carve(&c, ROWS * dvp);
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);

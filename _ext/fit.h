@@ -83,9 +83,9 @@ INLINE size_t fit_layout(const ridge_problem *P, void *base, fit_scratch *s)
 {
     carver c = {(uintptr_t)base};
     s->hr = carve(&c, P->factors ? 0 : fit_factors(P));
-    s->k = carve(&c, P->d % LANES ? ROWS * padded(P->d) : 0);
-    s->v = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
-    s->out = carve(&c, P->dv % LANES ? ROWS * padded(P->dv) : 0);
+    s->k = carve(&c, copied_rows(ROWS, P->d));
+    s->v = carve(&c, copied_rows(ROWS, P->dv));
+    s->out = carve(&c, copied_rows(ROWS, P->dv));
     s->diagonal = carve(&c, P->d);
     return c.next - (uintptr_t)base;
 }
@@ -149,8 +149,8 @@ INLINE size_t fit_backward_layout(const ridge_problem *P, void *base, fit_backwa
     s->wt = carve(&c, dv * padded(d));
     s->zt = carve(&c, dv * padded(d));
     s->m = carve(&c, d * padded(d));
-    s->rows_d = carve(&c, d % LANES ? ROWS * padded(d) : 0);
-    s->rows_dv = carve(&c, dv % LANES ? ROWS * padded(dv) : 0);
+    s->rows_d = carve(&c, copied_rows(ROWS, d));
+    s->rows_dv = carve(&c, copied_rows(ROWS, dv));
     return c.next - (uintptr_t)base;
 }
 

@@ -54,7 +54,6 @@ static void forward_finish(const tiled_problem *P, idx batch, const query_tile *
         }
     }
     transpose(P->dv, tile->n, s->ot, TILE, out, P->dv, 1);
-
 }
 
 /* For backward: the peaks of a batch entry's queries, then their N. */
@@ -92,7 +91,7 @@ static void forward_run(const void *problem, void *workspace, idx task)
 
         product_along_rows(seg.n, nv, P->d, k + seg.key * P->d, P->d, s.qt + from, TILE,
                            s.z + from, TILE, OVERWRITE);
-        if (kind != PLAIN) fill_exponents(P, batch, &tile, &seg, s.e + from);
+        if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e + from);
         weigh(P->score, kind, seg.n, nv, s.z + from, s.e + from, s.peak + from, s.sum + from,
               s.rescale + from);
         product_along_columns(P->dv, nv, seg.n, v + seg.key * P->dv, P->dv, s.z + from, TILE,

@@ -114,7 +114,7 @@ INLINE size_t precondition_layout(const ridge_problem *P, void *base, preconditi
     s->factors = carve(&c, P->factors ? 0 : chunk_numbers(P));
     s->xt = carve(&c, d * w);
     s->b = carve(&c, ROWS * w);
-    s->k = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->k = carve(&c, copied_rows(ROWS, d));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
     return c.next - (uintptr_t)base;
 }

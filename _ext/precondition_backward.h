@@ -36,8 +36,8 @@ INLINE size_t precondition_backward_layout(const ridge_problem *P, void *base,
     s->yt = carve(&c, d * w);
     s->uk = carve(&c, ROWS * w);
     s->yk = carve(&c, ROWS * w);
-    s->u = carve(&c, d % LANES ? ROWS * padded(d) : 0);
-    s->y = carve(&c, d % LANES ? ROWS * padded(d) : 0);
+    s->u = carve(&c, copied_rows(ROWS, d));
+    s->y = carve(&c, copied_rows(ROWS, d));
     s->dk = carve(&c, ROWS * padded(d));
     return c.next - (uintptr_t)base;
 }

@@ -6,7 +6,7 @@
  *     S^T  = K   Q^T      A = K,   rows     B = Q^T  (the packed query tile)
  *     O^T  = V^T P^T      A = V,   columns  B = P^T  (already in the right order)
  *     dP^T = V   dO^T     A = V,   rows     B = dO^T (packed)
- *     dQ^T = K^T dS^T     A = K,   columns  B = dS^T
+ *     dQ   = dS  K        A = dS^T, columns B = K    (as it lies in memory)
  *     dV   = P^T dO       A = P^T, rows     B = dO   (as it lies in memory)
  *     dK   = dS^T Q       A = dS^T, rows    B = Q    (as it lies in memory)
  *

@@ -17,7 +17,11 @@
 
 INLINE real z_units(int score) { return score == KVQ_SOFTMAX ? LOG2_E : (real)1; }
 
-INLINE ivec is_visible(vec e) { return (ivec)(e >= splat(REAL_LOWEST)); }
+/* Which of a vector of queries see key j. */
+INLINE ivec visible(exponent_kind kind, idx j, const real *e)
+{
+    return kind == DIAGONAL ? from_lane(j) : (ivec)(load(e + j * TILE) >= splat(REAL_LOWEST));
+}
 
 /* f(z) and f'(z) = 2 z / (1 + z^2)^2 without overflow. Beyond the bound f is 1 and f' is 0 to the
  * last bit. The bound also absorbs NaN, which only an invisible pair can hold. */
@@ -35,9 +39,9 @@ INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, const real *e
     vec top = *peak;
     for (idx j = 0; j < keys; j++) {
         vec zj = load(z + j * TILE);
+        if (kind == BIASED) zj += load(e + j * TILE);
         if (kind != PLAIN) {
-            const vec ej = load(e + j * TILE);
-            zj = where(is_visible(ej), zj + ej, splat(-REAL_INFINITY));
+            zj = where(visible(kind, j, e), zj, splat(-REAL_INFINITY));
             store(z + j * TILE, zj);
         }
         top = largest(zj, top);
@@ -64,7 +68,7 @@ INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, const real
         const vec zj = bounded(load(z + j * TILE)), square = zj * zj;
         vec w = square / (square + 1);
         if (kind == BIASED) w *= exp2_of_nonpositive(load(e + j * TILE) - top);
-        if (kind != PLAIN) w = keep(is_visible(load(e + j * TILE)), w);
+        if (kind != PLAIN) w = keep(visible(kind, j, e), w);
         store(z + j * TILE, w);
         total += w;
     }
@@ -88,28 +92,29 @@ INLINE reciprocal reciprocal_of(vec n)
     return r;
 }
 
-/* ---- backward: (z, dP) become (p, dz), in place ---------------------------------------------- */
+/* ---- backward: (z, dP) become (p, scale dz), in place ---------------------------------------- */
 /* peak, n: the saved statistics. delta = dout . out. du, where asked for, receives p (dP - delta):
  * the gradient of the bias. */
 INLINE void softmax_gradients(exponent_kind kind, idx keys, real *z, real *dp, const real *e,
-                              vec peak, reciprocal n, vec delta, real *du)
+                              real scale, vec peak, reciprocal n, vec delta, real *du)
 {
     for (idx j = 0; j < keys; j++) {
         vec x = load(z + j * TILE), g = load(dp + j * TILE) - delta;
+        if (kind == BIASED) x += load(e + j * TILE);
         if (kind != PLAIN) {
-            const vec ej = load(e + j * TILE);
-            x = where(is_visible(ej), x + ej, splat(-REAL_INFINITY));
-            g = keep(is_visible(ej), g);
+            const ivec seen = visible(kind, j, e);
+            x = where(seen, x, splat(-REAL_INFINITY));
+            g = keep(seen, g);
         }
         const vec p = exp2_of_nonpositive(x - peak) * n.inverse; /* N >= 1: no rescue */
         store(z + j * TILE, p);
-        store(dp + j * TILE, p * g);
+        store(dp + j * TILE, p * g * scale);
         if (du) store(du + j * TILE, p * g);
     }
 }
 
 INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp, const real *e,
-                                 vec peak, reciprocal n, vec delta, real *du)
+                                 real scale, vec peak, reciprocal n, vec delta, real *du)
 {
     for (idx j = 0; j < keys; j++) {
         vec zj = bounded(load(z + j * TILE));
@@ -118,14 +123,14 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
         vec g = load(dp + j * TILE) - delta;
         if (kind == BIASED) over_n *= exp2_of_nonpositive(load(e + j * TILE) - peak);
         if (kind != PLAIN) {
-            const ivec visible = is_visible(load(e + j * TILE));
-            zj = keep(visible, zj); /* the sign of z would show in the sign of the zeros */
-            zr = keep(visible, zr);
-            g = keep(visible, g);
+            const ivec seen = visible(kind, j, e);
+            zj = keep(seen, zj); /* the sign of z would show in the sign of the zeros */
+            zr = keep(seen, zr);
+            g = keep(seen, g);
         }
         const vec p = zj * zr * over_n;
         store(z + j * TILE, p);
-        store(dp + j * TILE, 2 * zr * (r * over_n) * g);
+        store(dp + j * TILE, 2 * zr * (r * over_n) * g * scale);
         if (du) store(du + j * TILE, p * g);
     }
 }
@@ -134,9 +139,13 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
 #define FOR_EACH_KIND(CALL)                                                                    \
     switch (kind) {                                                                            \
     case PLAIN: CALL(PLAIN); break;                                                            \
+    case DIAGONAL: CALL(DIAGONAL); break;                                                      \
     case MASKED: CALL(MASKED); break;                                                          \
     default: CALL(BIASED);                                                                     \
     }
+
+/* The queries after the vector that the diagonal crosses see all its keys. */
+INLINE exponent_kind after_the_first(exponent_kind kind) { return kind == DIAGONAL ? PLAIN : kind; }
 
 /* Pointers are to vector v0 of their rows; nv vectors are processed. */
 NOINLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
@@ -150,6 +159,7 @@ NOINLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, co
         else FOR_EACH_KIND(EXPRESSIVE)
 #undef SOFTMAX
 #undef EXPRESSIVE
+        kind = after_the_first(kind);
         store(peak + at, top);
         store(sum + at, total);
         store(rescale + at, factor);
@@ -157,19 +167,21 @@ NOINLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, co
 }
 
 NOINLINE void differentiate(int score, exponent_kind kind, idx keys, idx nv, real *z, real *dp,
-                            const real *e, const real *peak, const real *sum, const real *delta,
-                            real *du)
+                            const real *e, real scale, const real *peak, const real *sum,
+                            const real *delta, real *du)
 {
     for (idx at = 0; at < nv * LANES; at += LANES) {
         const vec top = load(peak + at), d = load(delta + at);
         const reciprocal n = reciprocal_of(load(sum + at));
         real *u = du ? du + at : NULL;
-#define SOFTMAX(KIND) softmax_gradients(KIND, keys, z + at, dp + at, e + at, top, n, d, u)
-#define EXPRESSIVE(KIND) expressive_gradients(KIND, keys, z + at, dp + at, e + at, top, n, d, u)
+#define SOFTMAX(KIND) softmax_gradients(KIND, keys, z + at, dp + at, e + at, scale, top, n, d, u)
+#define EXPRESSIVE(KIND)                                                                       \
+    expressive_gradients(KIND, keys, z + at, dp + at, e + at, scale, top, n, d, u)
         if (score == KVQ_SOFTMAX) FOR_EACH_KIND(SOFTMAX)
         else FOR_EACH_KIND(EXPRESSIVE)
 #undef SOFTMAX
 #undef EXPRESSIVE
+        kind = after_the_first(kind);
     }
 }
 

@@ -74,20 +74,32 @@ INLINE int next_segment(const tiled_problem *P, const query_tile *tile, idx end,
     }
     s->n = min_idx(end - s->key, KEYS);
     KVQ_ASSERT(0 < s->n && s->key + s->n <= P->Tk && s->v0 < tile->nv);
+    KVQ_ASSERT(!s->is_diagonal || s->key == tile->start + s->v0 * LANES);
     return 1;
 }
 
 /* ---- the exponents of a segment -------------------------------------------------------------- */
 /* What, besides the score, decides a weight. Known per segment, constant inside it. */
 typedef enum {
-    PLAIN,  /* every pair is visible */
-    MASKED, /* e is 0 or -inf */
-    BIASED  /* e is bias * log2(e) or -inf */
+    PLAIN,    /* every pair is visible */
+    DIAGONAL, /* the first vector of queries begins at the first key; a query sees no later key */
+    MASKED,   /* e is 0 or -inf */
+    BIASED    /* e is bias * log2(e) or -inf */
 } exponent_kind;
 
 INLINE exponent_kind kind_of(const tiled_problem *P, const segment *s)
 {
-    return P->bias ? BIASED : P->mask || s->is_diagonal ? MASKED : PLAIN;
+    return P->bias ? BIASED : P->mask ? MASKED : s->is_diagonal ? DIAGONAL : PLAIN;
+}
+
+INLINE int has_exponents(exponent_kind kind) { return kind == MASKED || kind == BIASED; }
+
+/* Key j of a diagonal segment is hidden from the first j lanes of its first vector. */
+INLINE ivec from_lane(idx j)
+{
+    ivec lane;
+    UNROLL for (int i = 0; i < LANES; i++) lane[i] = (bits)i;
+    return (ivec)(lane >= (bits)j);
 }
 
 /* e[j][i] for the segment's keys j and its queries from vector v0 on. -inf says invisible. Padding
@@ -135,15 +147,9 @@ NOINLINE void fill_exponents(const tiled_problem *P, idx batch, const query_tile
                                                                           : -REAL_INFINITY;
         }
     }
-    if (s->is_diagonal) { /* key j is hidden from the first (j - first) lanes, all in one vector */
-        ivec lane;
-        for (int i = 0; i < LANES; i++) lane[i] = (bits)i;
-        for (idx j = 0; j < s->n; j++) {
-            const ivec hidden = (ivec)(lane < (bits)(s->key + j - first));
-            real *row = e + j * TILE;
-            store(row, where(hidden, splat(-REAL_INFINITY), load(row)));
-        }
-    }
+    if (s->is_diagonal)
+        for (idx j = 0; j < s->n; j++)
+            store(e + j * TILE, where(from_lane(j), load(e + j * TILE), splat(-REAL_INFINITY)));
 }
 
 /* ---- packing --------------------------------------------------------------------------------- */
