@@ -73,7 +73,7 @@ static idx key_splits(const tiled_problem *P)
 static idx backward_tasks(const void *problem)
 {
     const tiled_problem *P = problem;
-    return P->batch * key_splits(P);
+    return P->batch * P->splits;
 }
 
 /* ---- preparation ----------------------------------------------------------------------------- */
@@ -175,7 +175,7 @@ static void clear_rows(idx first, idx end, idx columns, real *x)
 static void backward_run(const void *problem, void *workspace, idx task)
 {
     const tiled_problem *P = problem;
-    const idx splits = key_splits(P), batch = task / splits, split = task % splits;
+    const idx splits = P->splits, batch = task / splits, split = task % splits;
     const idx Tq = P->Tq, Tk = P->Tk, d = P->d, dv = P->dv, tiles = tile_count(P);
     const real *q = (const real *)P->q + batch * Tq * d;
     const real *dout = (const real *)P->dout + batch * Tq * dv;
@@ -226,7 +226,7 @@ static void backward_run(const void *problem, void *workspace, idx task)
 
 static void sum_dq_partials(const tiled_problem *P)
 {
-    const idx partials = key_splits(P) - 1, size = P->Tq * P->d;
+    const idx partials = P->splits - 1, size = P->Tq * P->d;
     for (idx batch = 0; batch < P->batch; batch++) {
         real *restrict dq = (real *)P->dq + batch * size;
         const real *restrict part = (const real *)P->dq_partials + batch * partials * size;

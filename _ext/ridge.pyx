@@ -104,10 +104,18 @@ cdef int describe_values(ridge_problem *p, int t, v) except -1:
     return 0
 
 
-def fit(q, k, v, alpha, state, bint is_causal, out, int num_threads, *, bint saves=True, simd=None):
+cdef tuple room_for_what_is_saved(ridge_problem *p, Py_ssize_t numbers, dtype):
+    """(served, factors), arrays that a forward fills."""
+    served, factors = np.empty(p.batch, np.intp), empty((p.batch, numbers), dtype)
+    p.served = <Py_ssize_t *> cnp.PyArray_DATA(served)
+    p.factors = cnp.PyArray_DATA(factors)
+    return served, factors
+
+
+def fit(q, k, v, alpha, state, bint is_causal, out, int num_threads, *, simd=None):
     """out = q (gram + k^T k + alpha I)^-1 (moment + k^T v).
 
-    Returns (served, factors); factors is None unless it `saves`.
+    Returns (served, factors), for `fit_backward`.
     Causal: each query has the regression of the keys that it sees.
 
     q (B, Tq, d), k (B, Tk, d), v (B, Tk, dv), out (B, Tq, dv): C-contiguous, float32 or float64; alpha (B,) float64.
@@ -127,15 +135,11 @@ def fit(q, k, v, alpha, state, bint is_causal, out, int num_threads, *, bint sav
         p.moment = dense("moment", state[1], t, False, p.batch, p.d, p.dv)
     p.result = dense("out", out, t, True, p.batch, p.Tq, p.dv)
     kernels = <const ridge_table *> table_of(ridge_builds, t, simd)
-    served, factors = np.empty(p.batch, np.intp), None
-    p.served = <Py_ssize_t *> of_entries("served", served, cnp.NPY_INTP, p.batch)
-    if saves:
-        factors = empty((p.batch, kernels.fit_factors(&p)), q.dtype)
-        p.factors = cnp.PyArray_DATA(factors)
+    saved = room_for_what_is_saved(&p, kernels.fit_factors(&p), q.dtype)
     with nogil:
         failed = kernels.fit(&p, num_threads)
     check_memory(failed)
-    return served, factors
+    return saved
 
 
 def fit_backward(dout, q, k, v, alpha, state, bint is_causal, served, factors, dq, dk, dv, dstate,
@@ -172,7 +176,7 @@ def fit_backward(dout, q, k, v, alpha, state, bint is_causal, served, factors, d
 
 # ---- the preconditioner -----------------------------------------------------------------------------
 
-def precondition(q, k, alpha, gram, bint is_causal, q_star, int num_threads, *, bint saves=True, simd=None):
+def precondition(q, k, alpha, gram, bint is_causal, q_star, int num_threads, *, simd=None):
     """q*_i = (gram + sum_{i sees j} k_j k_j^T + alpha I)^-1 q_i. Returns (served, factors), as `fit` does.
 
     gram (B, d, d) or None. served (B,): how many queries, from the first, were served; the rest are not written.
@@ -188,15 +192,11 @@ def precondition(q, k, alpha, gram, bint is_causal, q_star, int num_threads, *, 
         p.gram = dense("gram", gram, t, False, p.batch, p.d, p.d)
     p.result = dense("q_star", q_star, t, True, p.batch, p.Tq, p.d)
     kernels = <const ridge_table *> table_of(ridge_builds, t, simd)
-    served, factors = np.empty(p.batch, np.intp), None
-    p.served = <Py_ssize_t *> of_entries("served", served, cnp.NPY_INTP, p.batch)
-    if saves:
-        factors = empty((p.batch, kernels.precondition_factors(&p)), q.dtype)
-        p.factors = cnp.PyArray_DATA(factors)
+    saved = room_for_what_is_saved(&p, kernels.precondition_factors(&p), q.dtype)
     with nogil:
         failed = kernels.precondition(&p, num_threads)
     check_memory(failed)
-    return served, factors
+    return saved
 
 
 def precondition_backward(dq_star, q, k, alpha, gram, bint is_causal, q_star, served, factors, dq, dk, dgram,

@@ -27,7 +27,8 @@ static int forward(const tiled_problem *P, int num_threads)
 static int backward(tiled_problem *P, int num_threads)
 {
     static const kvq_pass pass = {backward_tasks, backward_workspace_bytes, backward_run};
-    const idx partials = key_splits(P) - 1;
+    P->splits = key_splits(P);
+    const idx partials = P->splits - 1;
     P->dq_partials = NULL;
     if (partials > 0) {
         const size_t numbers = (size_t)(P->batch * partials * P->Tq * P->d);

@@ -22,7 +22,8 @@ typedef struct {
     const void *dout;
     void *dq, *dk, *dv_out;
     void *dbias;       /* (batch, Tq, Tk), or NULL */
-    void *dq_partials; /* set by backward in tiled.c */
+    ptrdiff_t splits;  /* parts of a batch entry, and dq of all but the first: set by backward in tiled.c */
+    void *dq_partials;
 } tiled_problem;
 
 enum { KVQ_SOFTMAX = 0, KVQ_EXPRESSIVE = 1 };
