@@ -110,9 +110,14 @@ def test_a_signal_ends_all_processes(job, number: int, status: int) -> None:
     with Path("mine.py").open("a") as file:
         file.write("\nopen('pid', 'w').write(str(os.getpid()))\n")
         file.write("\ndef slow(q, k, v):\n    time.sleep(0.05)\n    return good(q, k, v)\n")
-    command = [sys.executable, "-c", "import kvq_ref.cli, sys; sys.exit(kvq_ref.cli.main())", "verify", "mine:slow"]
+    # Whoever runs these tests in the background may ignore SIGINT, and a child inherits that.
+    heeded = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", heeded + "import kvq_ref.cli; sys.exit(kvq_ref.cli.main())"]
     process = subprocess.Popen(
-        [*command, "--form", "softmax"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "verify", "mine:slow", "--form", "softmax"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
