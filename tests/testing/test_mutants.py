@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -46,10 +45,8 @@ def test_the_laws_find_it(mutant: Mutant, rng: np.random.Generator) -> None:
     """At least one is broken, for every seed; and not because the mutant cannot be called."""
     for _ in range(SEEDS):
         seed = int(rng.integers(2**32))
-        verdicts = broken_laws(mutant, target_of(mutant), seed)
-        found = list(verdicts) if THOROUGH else list(islice(verdicts, 1))
-        names = [verdict.law.name for verdict in found]
-        print(f"{mutant.name} breaks {', '.join(names) or 'nothing'} ({seed=})")
-        assert names, f"{mutant.bug} No law notices that ({seed=})"
-        kinds = {v.counterexample.kind for v in found if v.counterexample is not None}
-        assert "raised" not in kinds or any("raise" in words or "differ" in words for words in mutant.cause)
+        verdict = next(broken_laws(mutant, target_of(mutant), seed), None)
+        assert verdict is not None, f"{mutant.bug} No law notices that ({seed=})"
+        print(f"{mutant.name} breaks {verdict.law.name} ({seed=})")
+        raised = verdict.counterexample is not None and verdict.counterexample.kind == "raised"
+        assert not raised or any("raise" in words or "differ" in words for words in mutant.cause)
