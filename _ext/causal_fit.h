@@ -113,14 +113,14 @@ static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const
                              const causal_fit_factors *f, causal_fit_scratch *s)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P), dvp = padded(dv);
-    const idx w = lanes(P), both = 2 * w;
+    const idx w = lanes(P), both = 2 * w, longest = has_past ? d : SHORT;
     const real *z = s->uz + padded(d), *qt = s->pq + padded(n);
     halve(P, n, k, q, alpha, has_past, s->uz, s->pq);
 
-    upper_along_columns(w, n, d, s->pq, both, s->pq, both, f->own);
-    const idx served = eliminate_leverages(w, n, f->own, s->diagonal, LARGEST_OF_FIT);
+    upper_along_columns(w, n, d, longest, s->pq, both, s->pq, both, f->own);
+    const idx served = eliminate_leverages(w, n, f->own, s->diagonal);
     *f->count = (real)served;
-    upper_along_columns(w, served, d, s->pq, both, qt, both, f->x);
+    upper_along_columns(w, served, d, longest, s->pq, both, qt, both, f->x);
 
     const real *rows_v = whole_vectors(served, dv, v, s->v);
     memcpy(f->e, rows_v, (size_t)(served * dvp) * sizeof(real));

@@ -93,7 +93,7 @@ static const real *by_chunk(const ridge_problem *P, idx n, const real *q, const 
         product_along_rows(d, vectors(n), dv, s->uz + padded(d), stride, s->gt, w, ut, both,
                            OVERWRITE);
 
-    upper_along_rows(w, n, dv, f->e, padded(dv), s->gt, s->z);
+    upper_along_rows(w, n, dv, dv, f->e, padded(dv), s->gt, s->z);
     for (idx r = 0; r < n; r += LANES) {
         const idx keys = min_idx(n, r + LANES);
         weights_of_prefixes(w, n, r, f->own, s->z);
@@ -138,8 +138,8 @@ static const real *one_by_one(const ridge_problem *P, idx from, idx n, const rea
     }
     turn(n, dv, dout, dv, s->gt, w);
     turn(n, d, s->y, dp, s->yu, w);
-    upper_along_rows(w, n, d, k, d, s->yu, s->x);
-    upper_along_rows(w, n, dv, v, dv, s->gt, s->z);
+    upper_along_rows(w, n, d, d, k, d, s->yu, s->x);
+    upper_along_rows(w, n, dv, dv, v, dv, s->gt, s->z);
     turn(n, d, s->u, dp, s->yu, w);
     for (idx r = 0; r < n; r += LANES) {
         product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, d, k + r * d, d, s->yu + r,

@@ -1,6 +1,9 @@
 /* precondition.h - q*_t = H_t^-1 q_t, where H_t sums over the keys that token t sees.
  *
- * All queries see all keys: one elimination, and the queries are right-hand sides. Causal: prefix.h.
+ * All queries see all keys: one elimination, and the queries are right-hand sides. Causal: prefix.h, and
+ * where leverages are large one step of refinement, as softmax or a square will magnify what y lost:
+ *
+ *     y_t <- y_t + H_t^-1 (q_t - H_t y_t)
  */
 #ifndef KVQ_PRECONDITION_H
 #define KVQ_PRECONDITION_H
@@ -8,12 +11,15 @@
 #include "fit.h"
 #include "prefix.h"
 
+#define STEEP 16 /* a leverage that calls for refinement */
+
 /* ---- a chunk: what backward needs of it, and U ------------------------------------------------ */
 typedef struct {
     real *h;     /* (d, padded(d))  the sum before the chunk, without alpha */
     real *mt;    /* (d, w)      (H + alpha I)^-1 K^T */
     real *own;   /* (chunk, w)  I + A, eliminated */
     real *count; /* tokens that these serve; the rest have an elimination of their own */
+    real *steep; /* the first of them whose key has a leverage above STEEP */
     const real *u; /* (d, padded(d))  H + alpha I, eliminated; NULL where that is alpha I. Not kept. */
     real alpha;
     idx w; /* lanes(P) */
@@ -36,6 +42,7 @@ INLINE chunk_factors factors_at(const ridge_problem *P, idx entry, idx chunk, re
     f.mt = f.h + P->d * padded(P->d);
     f.own = f.mt + P->d * lanes(P);
     f.count = f.own + chunk_size(P) * lanes(P);
+    f.steep = f.count + 1;
     f.u = NULL;
     f.alpha = (real)P->alpha[entry];
     f.w = lanes(P);
@@ -81,12 +88,11 @@ static idx solve_one_by_one(idx w, idx from, idx n, idx d, const real *k, real a
     return n;
 }
 
-/* xt (d x tokens) <- H_t^-1 x_t for each token of a chunk; b, a chunk x w scratch, is left holding
- * k_s . (H_t^-1 x_t). */
+/* xt (d x tokens) <- H_t^-1 x_t for each token of a chunk; b: chunk x w scratch. */
 INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real *b)
 {
     const idx w = f->w;
-    upper_along_columns(w, n, d, f->mt, w, xt, w, b);
+    upper_along_columns(w, n, d, SHORT, f->mt, w, xt, w, b);
     solve_tokens(n, d, f, xt);
     for (idx r = 0; r < n; r += LANES) {
         const idx keys = min_idx(n, r + LANES);
@@ -95,11 +101,35 @@ INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real 
     }
 }
 
+/* rt (d x tokens) <- x_t - H_t y_t, for rows x and an yt (d x tokens). b: chunk x w scratch. */
+static void residuals(idx n, idx d, const chunk_factors *f, const real *k, const real *x, const real *yt,
+                      real *rt, real *b)
+{
+    const idx w = f->w, dp = padded(d);
+    turn(n, d, x, d, rt, w);
+    for (idx c = 0; c < d; c++)
+        for (idx t = 0; t < padded(n); t += LANES)
+            store(rt + c * w + t, load(rt + c * w + t) - load(yt + c * w + t) * f->alpha);
+    if (f->u) /* of H there is what lies on and above the diagonal */
+        for (idx c = 0; c < d; c += LANES) {
+            const idx rows = min_idx(LANES, d - c);
+            product_along_rows(rows, vectors(n), d - c, f->h + c * dp + c, dp, yt + c * w, w, rt + c * w,
+                               w, SUBTRACT);
+            product_along_columns(rows, vectors(n), c, f->h + c, dp, yt, w, rt + c * w, w, SUBTRACT,
+                                  NULL);
+        }
+    upper_along_rows(w, n, d, SHORT, k, d, yt, b);
+    for (idx r = 0; r < n; r += LANES) {
+        hide_later_keys(w, n, r, b);
+        product_along_columns(d, 1, min_idx(n, r + LANES), k, d, b + r, w, rt + r, w, SUBTRACT, NULL);
+    }
+}
+
 /* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {
     real *h, *u;    /* (d, padded(d)) */
     real *factors;  /* of one chunk, where none are kept */
-    real *xt;       /* (d, w)     queries in the lanes */
+    real *xt, *rt;  /* (d, w)     queries in the lanes, and what is left of them */
     real *b;        /* (ROWS, w) */
     real *k;        /* copy of ROWS rows */
     real *diagonal; /* (max(d, ROWS)) */
@@ -113,6 +143,7 @@ INLINE size_t precondition_layout(const ridge_problem *P, void *base, preconditi
     s->u = carve(&c, d * padded(d));
     s->factors = carve(&c, P->factors ? 0 : chunk_numbers(P));
     s->xt = carve(&c, d * w);
+    s->rt = carve(&c, d * w);
     s->b = carve(&c, ROWS * w);
     s->k = carve(&c, copied_rows(ROWS, d));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
@@ -131,17 +162,31 @@ static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *di
     const idx w = f->w;
     turn(n, d, k, d, f->mt, w);
     solve_tokens(n, d, f, f->mt);
-    upper_along_rows(w, n, d, k, d, f->mt, f->own);
-    *f->count = (real)eliminate_leverages(w, n, f->own, diagonal, LARGEST_OF_QUERY);
+    upper_along_rows(w, n, d, SHORT, k, d, f->mt, f->own);
+    const idx served = eliminate_leverages(w, n, f->own, diagonal);
+    *f->count = (real)served;
+    idx steep = 0;
+    while (steep < served && diagonal[steep] <= 1 + STEEP) steep++;
+    *f->steep = (real)steep;
 }
 
-/* rows y_t <- H_t^-1 x_t for the first tokens of a chunk; s->xt and s->b are left holding y^T and k_s . y_t */
-static void apply_to_rows(idx n, idx d, const chunk_factors *f, const real *x, real *xt, real *b, real *y)
+/* rows y_t <- H_t^-1 x_t for the first tokens of a chunk. yt, rt: d x w scratch, b: chunk x w. */
+static void apply_to_rows(idx n, idx d, const chunk_factors *f, const real *k, const real *x, real *yt, real *rt,
+                          real *b, real *y)
 {
-    const idx w = f->w;
-    turn(n, d, x, d, xt, w);
-    apply_inverses(n, d, f, xt, b);
-    transpose(d, n, xt, w, y, d, 1);
+    const idx w = f->w, steep = (idx)*f->steep;
+    turn(n, d, x, d, yt, w);
+    apply_inverses(n, d, f, yt, b);
+    if (steep < n) {
+        residuals(n, d, f, k, x, yt, rt, b);
+        apply_inverses(n, d, f, rt, b);
+        for (idx r = steep / LANES * LANES; r < n; r += LANES) /* tokens before keep every bit */
+            for (idx c = 0; c < d; c++) {
+                const vec more = keep(from_lane(steep > r ? steep - r : 0), load(rt + c * w + r));
+                store(yt + c * w + r, load(yt + c * w + r) + more);
+            }
+    }
+    transpose(d, n, yt, w, y, d, 1);
 }
 
 static void precondition_run(const void *problem, void *workspace, idx entry)
@@ -169,7 +214,7 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
         factor_chunk(n, d, k + t * d, &f, s.diagonal);
 
         const idx together = (idx)*f.count;
-        if (together > 0) apply_to_rows(together, d, &f, q + t * d, s.xt, s.b, q_star + t * d);
+        if (together > 0) apply_to_rows(together, d, &f, k + t * d, q + t * d, s.xt, s.rt, s.b, q_star + t * d);
         if (together == n) {
             add_gram(n, d, whole_vectors(n, d, k + t * d, s.k), s.h, padded(d), ADD);
             continue;

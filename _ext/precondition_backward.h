@@ -57,6 +57,15 @@ INLINE void add_outer(idx n, idx d, const real *u, const real *y,
                           ADD, NULL);
 }
 
+/* xk[s][t] = k_s . x_t where t sees s, else 0; xt is left holding x^T. By the definition and from x itself:
+ * in dk these products nearly cancel the gradient of the scores, and then the error of x must be in both. */
+INLINE void seen_products(idx n, idx d, idx w, const real *k, const real *x, real *xt, real *xk)
+{
+    turn(n, d, x, d, xt, w);
+    upper_along_rows(w, n, d, d, k, d, xt, xk);
+    for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, xk);
+}
+
 static void precondition_backward_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
@@ -97,19 +106,15 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
             eliminate_sum(d, f.h, f.alpha, s.factor, s.diagonal);
             f.u = s.factor;
         }
-        if (together > 0) apply_to_rows(together, d, &f, dy + t * d, s.ut, s.uk, u + t * d);
+        if (together > 0)
+            apply_to_rows(together, d, &f, k + t * d, dy + t * d, s.ut, s.yt, s.uk, u + t * d);
         if (together < n) {
             memcpy(s.h, f.h, (size_t)(d * dp) * sizeof(real));
             solve_one_by_one(lanes(P), together, n, d, k + t * d, f.alpha, s.h, s.factor, s.diagonal, s.u, s.ut,
                              dy + t * d, u + t * d);
-            turn(n, d, u + t * d, d, s.ut, w);
-            upper_along_rows(w, n, d, k + t * d, d, s.ut, s.uk);
-            for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, s.uk);
         }
-
-        turn(n, d, y + t * d, d, s.yt, w);
-        upper_along_rows(w, n, d, k + t * d, d, s.yt, s.yk);
-        for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, s.yk);
+        seen_products(n, d, w, k + t * d, u + t * d, s.ut, s.uk);
+        seen_products(n, d, w, k + t * d, y + t * d, s.yt, s.yk);
 
         add_transposed(d, s.n, s.both);
         product_along_rows(n, vectors(d), d, k + t * d, d, s.both, dp, s.dk, dp, OVERWRITE);

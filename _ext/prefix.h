@@ -27,10 +27,7 @@
 #include "ridge.h"
 #include "rows.h"
 
-/* The largest leverage that is taken along: it costs two digits at worst in a prediction, and one in a
- * preconditioned query, whose softmax or square magnifies what it lost. */
-#define LARGEST_OF_FIT 150
-#define LARGEST_OF_QUERY 16
+#define LARGEST_LEVERAGE 150 /* costs two digits at worst */
 
 /* ---- how tokens are cut ---------------------------------------------------------------------- */
 /* Tokens with a regression of their own; the queries after them see all keys. */
@@ -57,20 +54,28 @@ INLINE idx chunks(const ridge_problem *P)
 INLINE int is_scaled_identity(const ridge_problem *P, idx chunk) { return chunk == 0 && !P->gram; }
 
 /* ---- triangles: rows are keys s, lanes are tokens t, and t sees s if s <= t ------------------- */
-/* c[s][t] = a_s . b_t for s <= t (and the rest of each vector). */
-INLINE void upper_along_rows(idx w, idx n, idx depth, const real *a, idx a_stride, const real *bt, real *c)
+/* c[s][t] = a_s . b_t for s <= t (and the rest of each vector), as a sum of sums of `longest` products.
+ * Systems made of c magnify its rounding, most of all before the first chunk, where leverages are largest. */
+#define SHORT 8
+
+INLINE void upper_along_rows(idx w, idx n, idx depth, idx longest, const real *a, idx a_stride,
+                             const real *bt, real *c)
 {
     for (idx r = 0; r < n; r += LANES)
-        product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, depth, a + r * a_stride,
-                           a_stride, bt + r, w, c + r * w + r, w, OVERWRITE);
+        for (idx k = 0; k < depth; k += longest)
+            product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, min_idx(longest, depth - k),
+                               a + r * a_stride + k, a_stride, bt + k * w + r, w, c + r * w + r, w,
+                               k ? ADD : OVERWRITE);
 }
 
-INLINE void upper_along_columns(idx w, idx n, idx depth, const real *at, idx a_stride, const real *bt,
-                                idx b_stride, real *c)
+INLINE void upper_along_columns(idx w, idx n, idx depth, idx longest, const real *at, idx a_stride,
+                                const real *bt, idx b_stride, real *c)
 {
     for (idx r = 0; r < n; r += LANES)
-        product_along_columns(min_idx(LANES, n - r), vectors(n) - r / LANES, depth, at + r, a_stride,
-                              bt + r, b_stride, c + r * w + r, w, OVERWRITE, NULL);
+        for (idx k = 0; k < depth; k += longest)
+            product_along_columns(min_idx(LANES, n - r), vectors(n) - r / LANES, min_idx(longest, depth - k),
+                                  at + k * a_stride + r, a_stride, bt + k * b_stride + r, b_stride,
+                                  c + r * w + r, w, k ? ADD : OVERWRITE, NULL);
 }
 
 /* Zero what token t does not see, in the vector of tokens that begins at r. */
@@ -93,11 +98,11 @@ INLINE void weights_of_prefixes(idx w, idx n, idx r, const real *own, real *b)
 }
 
 /* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
-INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal, real largest)
+INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal)
 {
     for (idx s = 0; s < n; s++) {
         const real leverage = a[s * w + s];
-        if (!(leverage < largest)) n = s;
+        if (!(leverage < LARGEST_LEVERAGE)) n = s;
         else diagonal[s] = a[s * w + s] = 1 + leverage;
     }
     return eliminate(n, vectors(n), a, w, diagonal, 0);

@@ -182,6 +182,17 @@ def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) 
     assert_near_alpha(got.alpha, grads.q, y, 1e-10)  # dq is u, of the regression and of the preconditioner
 
 
+@pytest.mark.parametrize("size", [16, 64])
+def test_large_leverages_are_refined(size: int, rng: np.random.Generator) -> None:
+    """As many tokens as dimensions: unrefined, q* would lose as many digits as the leverage has."""
+    q, k = (rng.standard_normal((3, size, size)).astype("float32") for _ in range(2))
+    (q_star,) = poisoned(q)
+    ridge.precondition(q, k, np.ones(3), None, True, q_star, 1)
+    h, _ = regressions(k.astype("f8"), None, size, True)
+    exact = np.linalg.solve(h + (1 - ALPHA) * np.eye(size), q.astype("f8")[..., None])[..., 0]
+    assert relative_error(q_star, exact) < 8 * np.finfo("float32").eps
+
+
 @pytest.mark.parametrize("later", ["others", 1e4, 1e25, "same"], ids=str)
 @each_dtype
 def test_the_future_changes_no_bit(dtype: str, later: Any, rng: np.random.Generator) -> None:
