@@ -16,7 +16,6 @@
 #include "fit.h"
 #include "prefix.h"
 
-
 /* ---- what backward needs of a chunk ----------------------------------------------------------- */
 typedef struct {
     real *hr;    /* (d, padded(d) + padded(dv))  [H | R] before the chunk, without alpha */

@@ -68,28 +68,22 @@ def multi_head_attention(
     >>> y.shape, pullback(y)[0].shape
     ((1, 3, 4), (1, 3, 4))
     """
-    batch, T, width = x.shape
     qkv, from_qkv = linear(x, p["qkv.weight"], p["qkv.bias"])
-    apart = qkv.reshape(batch, T, 3, heads, width // heads)
-    q, k, v = (np.ascontiguousarray(part) for part in np.moveaxis(apart, (2, 3), (0, 2)))
+    q, k, v = (np.ascontiguousarray(kvq.split_heads(part, heads)) for part in np.split(qkv, 3, axis=-1))
     if is_rotary:
         q, from_q = rotary(q)
         k, from_k = rotary(k)
     o, from_o = kvq.vjp(form, q, k, v, is_causal=True, **(options or {}))
-    merged = np.moveaxis(o, 1, 2).reshape(batch, T, width)
-    y, from_merged = linear(merged, p["out.weight"], p["out.bias"])
+    y, from_merged = linear(kvq.merge_heads(o), p["out.weight"], p["out.bias"])
 
     def pullback(dy: Array) -> tuple[Array, dict[str, Array]]:
         grads = {}
         dmerged, grads["out.weight"], grads["out.bias"] = from_merged(dy)
-        do = np.moveaxis(dmerged.reshape(batch, T, heads, width // heads), 2, 1)
-        dq, dk, dv, *_ = from_o(np.ascontiguousarray(do))
+        dq, dk, dv, *_ = from_o(np.ascontiguousarray(kvq.split_heads(dmerged, heads)))
         if is_rotary:
             dq, dk = from_q(dq), from_k(dk)
-        dapart = np.empty_like(apart)
-        for part, grad in enumerate((dq, dk, dv)):
-            dapart[:, :, part] = np.moveaxis(grad, 1, 2)
-        dx, grads["qkv.weight"], grads["qkv.bias"] = from_qkv(dapart.reshape(batch, T, 3 * width))
+        dqkv = np.concatenate([kvq.merge_heads(grad) for grad in (dq, dk, dv)], axis=-1)
+        dx, grads["qkv.weight"], grads["qkv.bias"] = from_qkv(dqkv)
         return dx, grads
 
     return y, pullback

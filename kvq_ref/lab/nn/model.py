@@ -180,8 +180,8 @@ class Transformer:
 
         pullbacks = []
         for layer in range(self.layers):
-            x, from_attention = self._residual(p, f"{layer}.attention", attend, x)
-            x, from_mlp = self._residual(p, f"{layer}.mlp", think, x)
+            x, from_attention = self._residual(p, layer, "attention", attend, x)
+            x, from_mlp = self._residual(p, layer, "mlp", think, x)
             pullbacks += [from_attention, from_mlp]
         if self.norm == "pre":
             x, from_norm = layer_norm(x, p["norm.gain"], p["norm.shift"])
@@ -204,10 +204,11 @@ class Transformer:
 
         return logits, pullback
 
-    def _residual(self, p: Parameters, name: str, inner: Layer, x: Array) -> tuple[Array, Pullback]:
+    def _residual(self, p: Parameters, layer: int, part: str, inner: Layer, x: Array) -> tuple[Array, Pullback]:
         """A layer beside the identity, with layer norm before it, after their sum, or nowhere."""
+        name = f"{layer}.{part}"
         gain, shift = f"{name}.norm.gain", f"{name}.norm.shift"
-        inside = {key: p[f"{name}.{key}"] for key in self._parts[name.partition(".")[2]]}
+        inside = {key: p[f"{name}.{key}"] for key in self._parts[part]}
         h = x
         if self.norm == "pre":
             h, from_norm = layer_norm(x, p[gain], p[shift])
