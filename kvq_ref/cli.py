@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import kvq_ref
-from kvq_ref.dispatch import FORMS, capabilities
+from kvq_ref.dispatch import FORMS, capabilities, file_name
 
 OK, CHECK_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -94,7 +94,7 @@ def _tour(options: argparse.Namespace) -> int:
 
 def _forms(options: argparse.Namespace) -> int:
     if options.name is not None:
-        names = {name.lower(): name for name in FORMS} | {_file_of(name): name for name in FORMS}
+        names = {name.lower(): name for name in FORMS} | {file_name(name): name for name in FORMS}
         chosen = names.get(options.name.lower().replace("-", "_"))
         if chosen is None:
             near = difflib.get_close_matches(options.name.lower(), names, n=1, cutoff=0.4)
@@ -155,10 +155,6 @@ def lesson_parts(lesson: str) -> dict[str, str]:
 
 def _lesson(name: str) -> str:
     return inspect.cleandoc(FORMS[name].module.__doc__ or name)
-
-
-def _file_of(name: str) -> str:
-    return FORMS[name].module.__name__.rpartition(".")[2]
 
 
 def _served_by(name: str) -> str:

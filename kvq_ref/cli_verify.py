@@ -51,7 +51,7 @@ ASSUMED = ("is_causal", "scale", "alpha", "feature_map", "normalize")
 
 def verify(options: argparse.Namespace) -> int:
     """The command."""
-    from kvq_ref.testing.target import form_name
+    from kvq_ref.dispatch import form_name
     from kvq_ref.testing.verify import select
 
     if options.form is None and not options.list:

@@ -160,6 +160,28 @@ FORMS: dict[str, Form] = {
 }
 
 
+def form_name(name: str) -> str:
+    """The form's full name; the name of its file will do.
+
+    >>> form_name("softmax"), form_name("sigma-intention")
+    ('softmax_attention', 'sigma_intention')
+    """
+    files = {file_name(full): full for full in FORMS}
+    wanted = name.lower().replace("-", "_")
+    if wanted not in FORMS:
+        check_word("form", wanted, files)
+    return files.get(wanted, wanted)
+
+
+def file_name(name: str) -> str:
+    """The name of the form's file: short, and enough to know it by.
+
+    >>> file_name("softmax_attention")
+    'softmax'
+    """
+    return FORMS[name].module.__name__.rpartition(".")[2]
+
+
 def capabilities() -> list[dict[str, str]]:
     """What serves what, a row for each form and implementation, from the declarations above.
 
@@ -216,6 +238,16 @@ def use_implementation(name: str | None) -> Iterator[None]:
         yield
     finally:
         _requested.reset(token)
+
+
+def requested_implementation() -> str | None:
+    """What :func:`use_implementation` asks for, here and now.
+
+    >>> with use_implementation("reference"):
+    ...     requested_implementation()
+    'reference'
+    """
+    return _requested.get()
 
 
 def choose(form: Form, q: Array, requested: str | None) -> Implementation:

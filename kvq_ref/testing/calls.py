@@ -150,6 +150,7 @@ def calls(
     same_widths: bool = False,
     batch: bool = True,
     max_d: int = 4,
+    shortest: int = 1,
     empty_rows: bool = False,
     features: bool = True,
     reserved: frozenset[str] = frozenset(),
@@ -183,6 +184,8 @@ def calls(
         Whether Tq = Tk, and whether d = dv.
     max_d : int
         The largest d.
+    shortest : int
+        The smallest Tq and Tk, but for ``sizes``.
     empty_rows : bool
         Whether a query may see no key at all.
     features : bool
@@ -201,7 +204,8 @@ def calls(
     else:
         # A single key, or a single dimension, hides many mistakes: half of the calls have more.
         least = draw(st.sampled_from([1, 2]), label="least size")
-        Tq, Tk, d, dv = (draw(st.integers(min(least, n), n)) for n in (6, 8, max_d, 3))
+        Tq, Tk = (draw(st.integers(max(least, shortest), n)) for n in (6, 8))
+        d, dv = (draw(st.integers(min(least, n), n)) for n in (max_d, 3))
         Tq = Tk if square else Tq
     dv = d if same_widths else dv
     lead = draw(st.sampled_from(list(leading) if batch else [min(leading, key=np.prod)]), label="leading axes")
@@ -229,9 +233,11 @@ def calls(
             options["scale"] = scale
     if may("alpha"):
         options["alpha"] = draw(st.sampled_from(ALPHAS), label="alpha")
-    if features and may("feature_map") and draw(st.booleans(), label="feature map?"):
-        options["feature_map"] = "elu+1"
-        if may("normalize") and draw(st.booleans(), label="normalize"):
+    if features and may("feature_map"):
+        kind = draw(st.sampled_from(["none", "a map", "and a mean"]), label="features")
+        if kind != "none":
+            options["feature_map"] = "elu+1"
+        if kind == "and a mean" and may("normalize"):
             options["normalize"] = True
     q, k, v = (
         simple_array(draw, (*lead, *shape), name) for name, shape in (("q", (Tq, d)), ("k", (Tk, d)), ("v", (Tk, dv)))

@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kvq_ref.dispatch import form_name
 from kvq_ref.files import write_atomically
 from kvq_ref.testing.calls import Call
 from kvq_ref.testing.load import TargetError, described, framework_of, load
 from kvq_ref.testing.report import Report, as_code
-from kvq_ref.testing.target import form_name
 from kvq_ref.testing.verify import verify
 
 HEARTBEAT = 0.5

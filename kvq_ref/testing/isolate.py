@@ -23,12 +23,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from kvq_ref.dispatch import form_name
 from kvq_ref.testing import child
 from kvq_ref.testing.child import Job
 from kvq_ref.testing.laws import Law
 from kvq_ref.testing.load import innermost
 from kvq_ref.testing.report import Breakage, Finding, Report
-from kvq_ref.testing.target import form_name
 from kvq_ref.testing.verify import select, why_not
 
 GRACE = 5.0  # seconds of silence, beyond the limit of a call

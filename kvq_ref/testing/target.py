@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from kvq_ref.dispatch import FORMS
+from kvq_ref.dispatch import FORMS, form_name
 from kvq_ref.testing.calls import F64, OPTIONAL, SIMPLE, Call, calls
 from kvq_ref.testing.frameworks import FRAMEWORKS, DetachedError
 from kvq_ref.testing.load import described, innermost
@@ -454,17 +454,6 @@ class _Worker:
             except BaseException as error:  # whatever the target raises is reported, not lost in a thread
                 self._result = (None, error)
             self._done.release()
-
-
-def form_name(name: str) -> str:
-    """The form's full name; the name of its file will do.
-
-    >>> form_name("softmax"), form_name("sigma-intention")
-    ('softmax_attention', 'sigma_intention')
-    """
-    files = {form.module.__name__.rpartition(".")[2]: full for full, form in FORMS.items()}
-    wanted = name.lower().replace("-", "_")
-    return files.get(wanted) or _one_of("form", wanted, FORMS)
 
 
 def _one_of(name: str, value: str, known: Collection[str]) -> str:

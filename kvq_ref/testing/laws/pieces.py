@@ -89,7 +89,7 @@ def a_sum_over_parts_is_a_sum_of_sums(target: Target, call: Call, n: int) -> Ite
     r"f(x_{1 \dots T}) = [f(x_{1 \dots t}), f(x_{t+1 \dots T}; S_t)]",
     forms=STATEFUL,
     needs={"state"},
-    draw={"square": True, "masks": ("none", "keys")},
+    draw={"square": True, "masks": ("none", "keys"), "shortest": 3},
     more={"n": st.integers(1, 4)},
     hint="the state misses keys, holds some twice, or is read after it was overwritten",
 )
@@ -100,7 +100,7 @@ def pieces_give_the_whole(target: Target, call: Call, n: int) -> Iterator[Compar
     the last outputs are those of all the keys.
     """
     T = call.k.shape[-2]
-    cuts = sorted({int(c) for c in call.rng().integers(1, T, n)}) if T > 1 else []
+    cuts = sorted(call.rng().choice(np.arange(1, T), min(n, T - 1), replace=False).tolist())
     pieces = [slice(a, b) for a, b in zip([0, *cuts], [*cuts, T], strict=True)]
     whole = ask(target, call)
     if call.is_causal:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import kvq_ref as kvq
-from kvq_ref.testing.target import form_name
+from kvq_ref.dispatch import form_name
 
 Function = Callable[..., Any]
 
