@@ -50,8 +50,8 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def to_json(results: Any) -> str:
-    """JSON as the standard has it: a number that is not finite becomes null.
+def to_json(results: Any, indent: int | None = 1) -> str:
+    """JSON as the standard has it: a number that is not finite becomes null. Without an indent, on one line.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def to_json(results: Any) -> str:
      ]
     }
     """
-    return json.dumps(_plain(results), indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(_plain(results), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def _plain(x: Any) -> Any:

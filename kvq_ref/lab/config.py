@@ -1,0 +1,344 @@
+"""What a training run is: one flat list of settings, as TOML, and a hash that names it.
+
+``task`` chooses which of the task's settings count; ``settings`` has those that
+do, with every default filled in, and two runs with the same settings are the
+same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import math
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+import kvq_ref
+from kvq_ref.arguments import check_word
+from kvq_ref.dispatch import FORMS, file_name, form_name
+from kvq_ref.lab.nn.model import Transformer
+from kvq_ref.lab.nn.optimizers import OPTIMIZERS
+from kvq_ref.lab.tasks.lookups import Lookup
+from kvq_ref.lab.tasks.recurrences import copy, nt, products, sums
+from kvq_ref.lab.tasks.several import Several
+from kvq_ref.lab.tasks.task import Task
+
+TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Task]]] = {
+    "nt": (("N", "tau", "T"), nt),
+    "sums": (("N", "tau", "terms", "T"), sums),
+    "products": (("N", "tau", "T"), products),
+    "copy": (("N", "tau", "T"), copy),
+    "lookup": (("N", "terms"), lambda N, terms: Lookup(N, depth=terms)),
+    "several": (("tasks", "T"), lambda tasks, T: Several(_pairs(tasks), T)),
+}
+"""Each task's settings, and what makes it from them."""
+
+LOSSES = ("determined", "all")
+SCHEDULES = ("constant", "cosine")
+BACKENDS = ("numpy", "cupy")
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run.
+
+    Attributes
+    ----------
+    task : str
+        One of ``TASKS``: nt, sums, products, copy, lookup, several.
+    N, tau : int
+        Tokens are numbers mod N; the furthest that the task looks back (nt, sums, products, copy).
+    terms : int
+        Terms of a sum; lookups for a token.
+    tasks : str
+        Pairs N:tau for several, such as "2:5 3:4".
+    T : int, optional
+        Tokens that the model sees; by default the task's choice.
+    form : str
+        The attention.
+    scale, alpha : float, optional
+        Of the attention; by default the form's own, and 1 for alpha.
+    positions : {"none", "learned", "sinusoidal", "rotary", "alibi"}
+    layers, width, heads : int
+    mlp : int
+        Hidden units of a perceptron, in units of the width.
+    activation : {"gelu", "relu"}
+    norm : {"pre", "post", "none"}
+    gain : float
+        Initial queries and keys are so many times as large as the layer's default.
+    optimizer : {"adamw", "sgd"}
+    rate : float
+        The step size, after the first steps.
+    momentum, weight_decay : float
+        Momentum is SGD's.
+    warm_up : int
+        Steps until the rate is reached.
+    schedule : {"constant", "cosine"}
+        What becomes of the rate afterwards.
+    batch, steps : int
+        Sequences in a step; the most steps.
+    loss : {"determined", "all"}
+        Whether tokens that cannot be known count.
+    target : float
+        Stop once so many of the held-out tokens are right; above 1, never.
+    evaluate_every : int
+        Steps.
+    evaluate_on : int
+        Sequences, held out.
+    seed : int
+    dtype : {"float32", "float64"}
+    threads : int
+        Of matrix products and kernels.
+    backend : {"numpy", "cupy"}
+        CuPy trains on the GPU.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a setting that cannot be, with the nearest that can.
+
+    Examples
+    --------
+    >>> config = Config(form="expressive", N=2, tau=5)
+    >>> config.task_of().length, config.model().heads
+    (13, 2)
+    """
+
+    task: str = "nt"
+    N: int = 2
+    tau: int = 5
+    terms: int = 2
+    tasks: str = "2:5 3:4"
+    T: int | None = None
+    form: str = "softmax"
+    scale: float | None = None
+    alpha: float | None = None
+    positions: str = "alibi"
+    layers: int = 2
+    width: int = 32
+    heads: int = 2
+    mlp: int = 4
+    activation: str = "gelu"
+    norm: str = "pre"
+    gain: float = 1.0
+    optimizer: str = "adamw"
+    rate: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warm_up: int = 50
+    schedule: str = "constant"
+    batch: int = 64
+    steps: int = 5000
+    loss: str = "determined"
+    target: float = 1.0
+    evaluate_every: int = 50
+    evaluate_on: int = 512
+    seed: int = 0
+    dtype: str = "float32"
+    threads: int = 1
+    backend: str = "numpy"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(
+                self, field.name, _checked_type(field.name, getattr(self, field.name), FIELDS[field.name])
+            )
+        object.__setattr__(self, "form", file_name(form_name(self.form)))
+        words = {"task": TASKS, "loss": LOSSES, "schedule": SCHEDULES, "backend": BACKENDS, "dtype": DTYPES}
+        for name, known in (words | {"optimizer": OPTIMIZERS}).items():
+            check_word(name, getattr(self, name), known)
+        for name in ("batch", "steps", "evaluate_every", "evaluate_on", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warm_up", "seed", "momentum", "weight_decay", "gain", "target", "rate"):
+            _at_least(name, getattr(self, name), 0)
+        self.model()
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that matters to this run, with every default filled in; what its task and form do not use is left out."""
+        task = self.task_of()
+        found = dataclasses.asdict(self)
+        unused = {name for names, _ in TASKS.values() for name in names} - set(TASKS[self.task][0])
+        unused |= {"momentum"} if self.optimizer != "sgd" else set()
+        found |= self.options()
+        if "T" not in unused:
+            found["T"] = task.length
+        return {name: value for name, value in found.items() if value is not None and name not in unused}
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Twelve hexadecimal digits that stand for the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    def options(self) -> dict[str, float]:
+        """The keyword arguments of the attention."""
+        takes = FORMS[form_name(self.form)].options
+        given = {"scale": self.scale, "alpha": 1.0 if self.alpha is None else self.alpha}
+        return {name: value for name, value in given.items() if name in takes and value is not None}
+
+    def task_of(self) -> Task:
+        """The task."""
+        names, make = TASKS[self.task]
+        return make(**{name: getattr(self, name) for name in names})
+
+    def model(self) -> Transformer:
+        """The model, as yet without numbers."""
+        for name in ("scale", "alpha"):
+            if getattr(self, name) is not None and name not in self.options():
+                raise ValueError(f"{name}: {self.form} attention takes none")
+        task = self.task_of()
+        return Transformer(
+            vocabulary=task.vocabulary,
+            outputs=task.outputs,
+            form=getattr(kvq_ref, form_name(self.form)),
+            options=self.options(),
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            mlp=self.mlp,
+            activation=self.activation,
+            norm=self.norm,
+            positions=self.positions,
+            context=task.length,
+        )
+
+    def to_toml(self) -> str:
+        """The settings as TOML.
+
+        Examples
+        --------
+        >>> Config.from_toml(Config(tau=3).to_toml()).tau
+        3
+        """
+        return tomli_w.dumps(self.settings)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Config:
+        """Back from :meth:`to_toml`, or from a file that a person wrote.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no TOML, or names what is no setting.
+        """
+        return cls.of(tomllib.loads(text))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Config:
+        """From names and values.
+
+        Raises
+        ------
+        ValueError
+            For a name that is none, with the nearest that is one.
+
+        Examples
+        --------
+        >>> Config.of({"taw": 3})
+        Traceback (most recent call last):
+            ...
+        ValueError: taw: there is no such setting; did you mean 'tau'?
+        """
+        for name in settings:
+            check_setting(name)
+        return cls(**settings)
+
+    def command(self) -> str:
+        """What repeats this run.
+
+        Examples
+        --------
+        >>> Config(form="expressive", seed=3).command()
+        'kvq-ref run nt --form expressive --seed 3'
+        """
+        words = ["kvq-ref", "run", self.task]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "task" and value != field.default and (field.name in self.settings):
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
+
+
+FIELDS: dict[str, type] = {
+    name: next(kind for kind in (int, float, str) if kind.__name__ in str(annotation).split(" | "))
+    for name, annotation in inspect.get_annotations(Config).items()
+}
+"""The type of each setting."""
+
+
+def check_setting(name: str) -> None:
+    """Raise if there is no setting of the name, and say which one is near.
+
+    Raises
+    ------
+    ValueError
+    """
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FIELDS)}"
+        raise ValueError(f"{name}: there is no such setting; {hint}")
+
+
+def parse(name: str, text: str) -> Any:
+    """A setting's value from the word that stands for it.
+
+    >>> parse("rate", "2e-3"), parse("N", "5"), parse("T", "none")
+    (0.002, 5, None)
+    """
+    check_setting(name)
+    if text.lower() == "none" and _may_be_none(name):
+        return None
+    kind = FIELDS[name]
+    try:
+        return kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name}: expected {what}, got {text!r}") from None
+
+
+def _may_be_none(name: str) -> bool:
+    return "None" in str(inspect.get_annotations(Config)[name])
+
+
+def _checked_type(name: str, value: Any, kind: type) -> Any:
+    """The value, an int as a float where that is meant."""
+    if value is None and _may_be_none(name):
+        return None
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        what = {int: "a whole number", float: "a number", str: "a word"}[kind]
+        raise TypeError(f"{name}: expected {what}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return value
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+    """Pairs N:tau, apart by spaces.
+
+    >>> _pairs("2:5 3:4")
+    ((2, 5), (3, 4))
+    """
+    pairs = []
+    for word in text.split():
+        N, colon, tau = word.partition(":")
+        if not (colon and N.isdecimal() and tau.isdecimal()):
+            raise ValueError(f"tasks: expected pairs N:tau such as '2:5 3:4', got {word!r}")
+        pairs.append((int(N), int(tau)))
+    return tuple(pairs)
