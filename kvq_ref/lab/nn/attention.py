@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import kvq_ref as kvq
+from kvq_ref.lab.nn.compiled import layer
 from kvq_ref.lab.nn.layers import linear
 from kvq_ref.lab.nn.positions import rotary
 from kvq_ref.types import Array
@@ -26,6 +27,34 @@ def attention_shapes(width: int) -> dict[str, tuple[int, ...]]:
         "out.weight": (width, width),
         "out.bias": (width,),
     }
+
+
+@layer
+def split(x: Array, parts: int, heads: int) -> tuple[tuple[Array, ...], Callable[[tuple[Array, ...]], Array]]:
+    """(..., T, parts * heads * d) to so many arrays (..., heads, T, d), contiguous; and the way back.
+
+    Examples
+    --------
+    >>> (q, k), back = split(np.arange(8).reshape(2, 4), 2, 1)
+    >>> k, back((q, k)).tolist()
+    (array([[[2, 3],
+            [6, 7]]]), [[0, 1, 2, 3], [4, 5, 6, 7]])
+    """
+    apart = tuple(np.ascontiguousarray(kvq.split_heads(part, heads)) for part in np.split(x, parts, axis=-1))
+    return apart, lambda grads: np.concatenate([kvq.merge_heads(grad) for grad in grads], axis=-1)
+
+
+@layer
+def merge(x: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """(..., heads, T, d) to (..., T, heads * d); and the way back.
+
+    Examples
+    --------
+    >>> merge(np.arange(4).reshape(2, 2, 1))[0]
+    array([[0, 2],
+           [1, 3]])
+    """
+    return kvq.merge_heads(x), lambda dy: np.ascontiguousarray(kvq.split_heads(dy, x.shape[-3]))
 
 
 def multi_head_attention(
@@ -69,21 +98,21 @@ def multi_head_attention(
     ((1, 3, 4), (1, 3, 4))
     """
     qkv, from_qkv = linear(x, p["qkv.weight"], p["qkv.bias"])
-    q, k, v = (np.ascontiguousarray(kvq.split_heads(part, heads)) for part in np.split(qkv, 3, axis=-1))
+    (q, k, v), from_parts = split(qkv, 3, heads)
     if is_rotary:
         q, from_q = rotary(q)
         k, from_k = rotary(k)
     o, from_o = kvq.vjp(form, q, k, v, is_causal=True, **(options or {}))
-    y, from_merged = linear(kvq.merge_heads(o), p["out.weight"], p["out.bias"])
+    merged, from_merged = merge(o)
+    y, from_out = linear(merged, p["out.weight"], p["out.bias"])
 
     def pullback(dy: Array) -> tuple[Array, dict[str, Array]]:
         grads = {}
-        dmerged, grads["out.weight"], grads["out.bias"] = from_merged(dy)
-        dq, dk, dv, *_ = from_o(np.ascontiguousarray(kvq.split_heads(dmerged, heads)))
+        dmerged, grads["out.weight"], grads["out.bias"] = from_out(dy)
+        dq, dk, dv, *_ = from_o(from_merged(dmerged))
         if is_rotary:
             dq, dk = from_q(dq), from_k(dk)
-        dqkv = np.concatenate([kvq.merge_heads(grad) for grad in (dq, dk, dv)], axis=-1)
-        dx, grads["qkv.weight"], grads["qkv.bias"] = from_qkv(dqkv)
+        dx, grads["qkv.weight"], grads["qkv.bias"] = from_qkv(from_parts((dq, dk, dv)))
         return dx, grads
 
     return y, pullback

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from kvq_ref.lab.nn.compiled import layer
 from kvq_ref.types import Array
 
 Pullback = Callable[[Array], Any]
 
 
+@layer
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Pullback]:
     """y = x W + b.
 
@@ -54,6 +56,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
     return y.reshape(*x.shape[:-1], weight.shape[1]), pullback
 
 
+@layer
 def embedding(tokens: Array, table: Array) -> tuple[Array, Pullback]:
     """Row ``tokens`` of a table.
 
@@ -87,6 +90,7 @@ def embedding(tokens: Array, table: Array) -> tuple[Array, Pullback]:
     return y, pullback
 
 
+@layer
 def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-5) -> tuple[Array, Pullback]:
     """y = gain (x - mean) / sqrt(variance + eps) + shift, along the last axis (Ba, Kiros & Hinton 2016).
 
@@ -126,6 +130,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-5) -> tuple[
     return y, pullback
 
 
+@layer
 def relu(x: Array) -> tuple[Array, Pullback]:
     """max(x, 0), and dy to dx.
 
@@ -144,6 +149,7 @@ def relu(x: Array) -> tuple[Array, Pullback]:
 SLOPE, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
+@layer
 def gelu(x: Array) -> tuple[Array, Pullback]:
     """x Phi(x) with the usual tanh for Phi (Hendrycks & Gimpel 2016), and dy to dx.
 

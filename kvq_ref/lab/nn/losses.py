@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvq_ref.lab.nn.compiled import function
 from kvq_ref.types import Array
 
 
+@function
 def cross_entropy(logits: Array, targets: Array, counts: Array | None = None) -> tuple[Array, Array]:
     """Mean of -log softmax(logits)[target], over the places that count.
 
@@ -35,7 +37,7 @@ def cross_entropy(logits: Array, targets: Array, counts: Array | None = None) ->
     exp = np.exp(z)
     total = exp.sum(axis=-1, keepdims=True)
     one_hot = targets.reshape(-1, 1) == np.arange(z.shape[-1], like=z)
-    surprise = np.log(total[:, 0]) - (z * one_hot).sum(axis=-1)
+    surprise = np.log(total[:, 0]) - np.where(one_hot, z, 0).sum(axis=-1)
     dlogits = exp / total - one_hot
     if counts is None:
         return surprise.mean(), (dlogits / z.dtype.type(len(z))).reshape(logits.shape)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kvq_ref.lab.nn.compiled import function
 from kvq_ref.types import Array
 
 
@@ -35,14 +36,8 @@ class SGD:
 
     def step(self, x: Array, g: Array, rate: float) -> None:
         """Change x, given its gradient g; both flat."""
-        if self.weight_decay:
-            g = g + self.weight_decay * x
-        if self.momentum:
-            m = self.state.setdefault("momentum", np.zeros_like(x))
-            m *= self.momentum
-            m += g
-            g = m
-        x -= rate * g
+        m = self.state.setdefault("momentum", np.zeros_like(x)) if self.momentum else None
+        sgd(x, g, m, rate=rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass
@@ -77,15 +72,52 @@ class AdamW:
         mean = self.state.setdefault("mean", np.zeros_like(x))
         square = self.state.setdefault("square", np.zeros_like(x))
         steps = self.state["steps"] = self.state.get("steps", 0) + 1
-        if self.weight_decay:
-            x *= 1 - rate * self.weight_decay
-        mean += (1 - self.beta1) * (g - mean)
-        square += (1 - self.beta2) * (g * g - square)
-        # both began at zero: their expectation is short by these factors
-        root = np.sqrt(square)
-        root /= (1 - self.beta2**steps) ** 0.5
-        root += self.eps
-        x -= (rate / (1 - self.beta1**steps)) * (mean / root)
+        # mean and square began at zero: their expectation is short by these factors
+        short1, short2 = 1 - self.beta1**steps, 1 - self.beta2**steps
+        adamw(
+            *(x, g, mean, square),
+            rate=rate / short1,
+            unbias=short2**-0.5,
+            keep=1 - rate * self.weight_decay,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+        )
+
+
+@function
+def sgd(x: Array, g: Array, m: Array | None, *, rate: float, momentum: float, weight_decay: float) -> bool:
+    """A step of :class:`SGD`: x, and m if there is one, are changed."""
+    if weight_decay:
+        g = g + weight_decay * x
+    if m is not None:
+        m *= momentum
+        m += g
+        g = m
+    x -= rate * g
+    return True
+
+
+@function
+def adamw(
+    x: Array,
+    g: Array,
+    mean: Array,
+    square: Array,
+    *,
+    rate: float,
+    unbias: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> bool:
+    """A step of :class:`AdamW`: x becomes keep x - rate mean / (unbias sqrt(square) + eps); mean and square are new."""
+    mean += (1 - beta1) * (g - mean)
+    square += (1 - beta2) * (g * g - square)
+    x *= keep
+    x -= rate * (mean / (unbias * np.sqrt(square) + eps))
+    return True
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from kvq_ref.lab.nn.compiled import layer
 from kvq_ref.lab.nn.layers import ACTIVATIONS, linear
 from kvq_ref.types import Array
 
@@ -13,6 +14,7 @@ def perceptron_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     return {"in.weight": (width, hidden), "in.bias": (hidden,), "out.weight": (hidden, width), "out.bias": (width,)}
 
 
+@layer
 def perceptron(
     p: Mapping[str, Array], x: Array, *, activation: str = "gelu"
 ) -> tuple[Array, Callable[[Array], tuple[Array, dict[str, Array]]]]:

@@ -1,0 +1,63 @@
+/* part.h - vectors of which only the first n lanes are there, and sums across lanes. */
+#ifndef KVQ_PART_H
+#define KVQ_PART_H
+
+#include "simd.h"
+
+/* The lanes that are not there: on loading they are `rest`, on storing nobody's. */
+#if defined(KVQ_LEVEL_AVX512) && defined(KVQ_F32)
+INLINE vec load_lanes(const real *p, idx n, real rest)
+{
+    return (vec)_mm512_mask_loadu_ps((__m512)splat(rest), (__mmask16)((1u << n) - 1), p);
+}
+INLINE void store_lanes(real *p, vec x, idx n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+#elif defined(KVQ_LEVEL_AVX512)
+INLINE vec load_lanes(const real *p, idx n, real rest)
+{
+    return (vec)_mm512_mask_loadu_pd((__m512d)splat(rest), (__mmask8)((1u << n) - 1), p);
+}
+INLINE void store_lanes(real *p, vec x, idx n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x); }
+#else
+INLINE vec load_lanes(const real *p, idx n, real rest)
+{
+    vec x = splat(rest);
+    memcpy(&x, p, (size_t)n * sizeof(real));
+    return x;
+}
+INLINE void store_lanes(real *p, vec x, idx n) { memcpy(p, &x, (size_t)n * sizeof(real)); }
+#endif
+
+/* n may be more than a vector has: then all lanes are there. */
+INLINE vec load_part(const real *p, idx n, real rest) { return n >= LANES ? load(p) : load_lanes(p, n, rest); }
+
+INLINE void store_part(real *p, vec x, idx n)
+{
+    if (n >= LANES) store(p, x);
+    else store_lanes(p, x, n);
+}
+
+/* Blocks of 128 bits are joined with blocks, then lanes inside a block: every lane ends up with the result. */
+#if VECTOR_BYTES > 16
+#define ACROSS_BLOCKS(x, JOIN) \
+    UNROLL for (int n = 1; n < BLOCKS; n *= 2) x = JOIN(even_blocks(x, x), odd_blocks(x, x))
+#else
+#define ACROSS_BLOCKS(x, JOIN)
+#endif
+#define ACROSS_LANES(x, JOIN)   \
+    ACROSS_BLOCKS(x, JOIN);     \
+    UNROLL for (int n = 1; n < BLOCK; n *= 2) x = JOIN(zip_low(x, x), zip_high(x, x))
+#define PLUS(a, b) ((a) + (b))
+
+INLINE real sum_of_lanes(vec x)
+{
+    ACROSS_LANES(x, PLUS);
+    return x[0];
+}
+
+INLINE real largest_of_lanes(vec x)
+{
+    ACROSS_LANES(x, largest);
+    return x[0];
+}
+
+#endif
