@@ -1,4 +1,4 @@
-"""The command ``kvq-ref``: tour, forms, verify, bench, config."""
+"""The command ``kvq-ref``: tour, forms, verify, run, report, bench, config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import kvq_ref
 from kvq_ref.dispatch import FORMS, capabilities, file_name
@@ -25,6 +25,9 @@ examples:
   kvq-ref forms                                 the six forms, with equation, cost and source
   kvq-ref forms intention                       the whole lesson on one of them
   kvq-ref verify my.kernels:attention --form softmax     hold your own kernel to the laws
+  kvq-ref run nt --form expressive --tau 5      train a small model on any form
+  kvq-ref run nt --set form=softmax,expressive --set tau=2:12 --seeds 10 --jobs 2
+  kvq-ref report kvq-runs                       tables, figures and a page of these runs
   kvq-ref bench --quick                         time the forms against PyTorch and JAX
   kvq-ref config                                versions and kernels, for a bug report
 """
@@ -175,6 +178,16 @@ def refuse(command: str, message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse an option that there is not, and say which one is near: here, where a command's own are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(UNUSABLE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
@@ -197,7 +210,7 @@ positive.__name__ = seed.__name__ = "whole number"  # argparse puts it into its 
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kvq_ref import cli_bench, cli_verify  # they take their kinds of argument from here
+    from kvq_ref import cli_bench, cli_run, cli_verify  # they take their kinds of argument from here
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("kvq-ref", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
@@ -233,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     forms.set_defaults(command=_forms)
 
     cli_verify.add_parser(commands)
+    cli_run.add_parser(commands)
     cli_bench.add_parser(commands)
 
     config = commands.add_parser(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from kvq_ref.lab.tables import Table
+from kvq_ref.lab.table import Table
 from kvq_ref.page import details, page, paragraph, section
 
 if TYPE_CHECKING:

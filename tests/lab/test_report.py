@@ -12,7 +12,8 @@ from kvq_ref.lab.evaluate import evaluate
 from kvq_ref.lab.figures import prediction_figure
 from kvq_ref.lab.looks import LOOKS, THEMES
 from kvq_ref.lab.predict import predictors
-from kvq_ref.lab.tables import Table, prediction_table, verdict_on
+from kvq_ref.lab.table import Table
+from kvq_ref.lab.tables import prediction_table, verdict_on
 from kvq_ref.tour import equations
 
 
