@@ -1,4 +1,8 @@
-"""Put the tables of ``kvq-ref bench --out DIR`` into docs/benchmarks.md: python docs/make_benchmarks.py DIR ..."""
+"""Put the tables of ``kvq-ref bench --out DIR`` into docs/benchmarks.md: python docs/make_benchmarks.py DIR ...
+
+A folder that ``kvq-ref bench train`` has written to gives the section on training steps; if none of the folders has
+been written to by ``kvq-ref bench``, the other tables stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,35 @@ import sys
 from pathlib import Path
 
 from kvq_ref.bench.report import Results, as_text
+from kvq_ref.bench.training_run import TrainingResults
+from kvq_ref.bench.training_run import as_text as training_text
 
 PAGE = Path(__file__).with_name("benchmarks.md")
+TRAINING = ("<!-- measured training steps: written by docs/make_benchmarks.py -->\n", "<!-- end of training steps -->\n")
 MARK = "<!-- measured: from here to the end is written by docs/make_benchmarks.py -->\n"
 
 
 def page(folders: list[Path]) -> str:
     """The page, with a section for each run."""
-    head, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-    parts = []
+    text = PAGE.read_text(encoding="utf-8")
     for folder in folders:
-        results = Results.from_fields(json.loads((folder / "bench.json").read_text(encoding="utf-8")))
-        threads = results.config["threads"]
-        kinds = {"ratios": results.cases, "latency": results.latency, "memory": results.memory, "mixed": results.mixed}
-        what = ", ".join(kind for kind, found in kinds.items() if found).capitalize()
-        title = f"### {what}: {results.config['dtype']}, {threads} thread{'s' * (threads != '1')}"
-        parts.append(f"{title}\n\n{as_text(results)}\n")
-    return head + mark + "".join(f"\n{part}" for part in parts)
+        if (folder / "train.json").exists():
+            results = TrainingResults.from_fields(json.loads((folder / "train.json").read_text(encoding="utf-8")))
+            before, begin, rest = text.partition(TRAINING[0])
+            text = before + begin + f"\n{training_text(results)}\n\n" + TRAINING[1] + rest.partition(TRAINING[1])[2]
+    head, mark, measured = text.partition(MARK)
+    sections = [section(folder) for folder in folders if (folder / "bench.json").exists()]
+    return head + mark + ("".join(f"\n{part}" for part in sections) if sections else measured)
+
+
+def section(folder: Path) -> str:
+    """One run of ``kvq-ref bench``."""
+    results = Results.from_fields(json.loads((folder / "bench.json").read_text(encoding="utf-8")))
+    threads = results.config["threads"]
+    kinds = {"ratios": results.cases, "latency": results.latency, "memory": results.memory, "mixed": results.mixed}
+    what = ", ".join(kind for kind, found in kinds.items() if found).capitalize()
+    title = f"### {what}: {results.config['dtype']}, {threads} thread{'s' * (threads != '1')}"
+    return f"{title}\n\n{as_text(results)}\n"
 
 
 if __name__ == "__main__":

@@ -32,9 +32,30 @@ examples:
   kvq-ref bench --forms softmax linear --shapes 4,8,512,64 --jobs fb --causal
   kvq-ref bench --peers torch --dtype float64
   kvq-ref bench --latency --mixed --memory         these instead of the ratios
+  kvq-ref bench train                              training steps of small models
 
 exit status: 0 measured, 1 a variant disagrees with the reference or a process died
 (it is named), 2 unusable arguments, 130 interrupted (what was measured is written).
+"""
+TRAIN_DESCRIPTION = """\
+Time a training step of a small transformer (forward, cross-entropy, backward,
+AdamW) side by side: our kernels, our formulas in NumPy, and, where it is
+installed, PyTorch, eager and under torch.compile, with SDPA and fused AdamW. The
+same model, parameters, data, dtype and number of threads; processes, turns and
+rounds are those of `kvq-ref bench`. Losses and gradients are compared first.
+
+small: 2 layers, width 32, 2 heads, batch 64, T 12
+large: 4 layers, width 128, 4 heads, batch 32, T 64
+
+Writes train.md (the tables), train.json (every window) and train.png.
+"""
+TRAIN_EXAMPLES = """\
+examples:
+  kvq-ref bench train --threads 1,2                both models; takes ten minutes
+  kvq-ref bench train --quick                      the small one, three rounds, no torch.compile
+  kvq-ref bench train --models small --positions alibi
+
+exit status: as of kvq-ref bench
 """
 BAR = "{desc:<44} {n_fmt}/{total_fmt} |{bar}| {elapsed}"
 
@@ -43,7 +64,7 @@ def bench(options: argparse.Namespace) -> int:
     """The command."""
     from kvq_ref.bench.processes import available_threads
     from kvq_ref.bench.report import as_text
-    from kvq_ref.bench.run import BenchError, Run
+    from kvq_ref.bench.run import BenchError, Run, length
     from kvq_ref.bench.special import MIXED_THREADS
 
     needed = max(options.threads, MIXED_THREADS if options.mixed else 1)
@@ -51,7 +72,7 @@ def bench(options: argparse.Namespace) -> int:
         what = "--mixed" if needed > options.threads else f"--threads {needed}"
         return refuse("bench", f"{what} needs {needed} cores, and this process may use {available_threads()}")
     try:
-        with _Bar(wanted := _options(options)) as bar:
+        with _Bar(length(wanted := _options(options))) as bar:
             run = Run(wanted, bar)
             status = OK
             try:
@@ -64,6 +85,44 @@ def bench(options: argparse.Namespace) -> int:
     print(f"{as_text(run.results)}\n\nreport   {wanted.out / 'bench.md'}")
     if status == INTERRUPTED:
         print("kvq-ref bench: interrupted; what was measured so far is written", file=sys.stderr)
+        return status
+    return CHECK_FAILED if run.results.failures else OK
+
+
+def train(options: argparse.Namespace) -> int:
+    """The command ``kvq-ref bench train``."""
+    from kvq_ref.bench.processes import available_threads
+    from kvq_ref.bench.run import BenchError, Options
+    from kvq_ref.bench.schedule import Effort
+    from kvq_ref.bench.training import MODELS, QUICK_MODELS, steps
+    from kvq_ref.bench.training_run import TrainingRun, as_text
+
+    if max(options.threads) > (cores := available_threads()):
+        return refuse("bench train", f"--threads {max(options.threads)}: this process may use {cores}")
+    rounds, budget = (3, 1.0) if options.quick else (15, 40.0)
+    models: Any = steps(options.models or (QUICK_MODELS if options.quick else MODELS), options.positions, options.dtype)
+    wanted = Options(
+        out=options.out,
+        jobs=models,
+        peers=("ours", *options.peers),
+        dtype=options.dtype,
+        effort=Effort(options.rounds or rounds, options.budget or budget, compiled=not options.quick),
+        seed=options.seed,
+    )
+    try:
+        with _Bar(len(models) * len(options.threads)) as bar:
+            run = TrainingRun(wanted, options.threads, bar)
+            status = OK
+            try:
+                run.measure()
+            except KeyboardInterrupt:
+                status = INTERRUPTED
+            run.write(figures=True)
+    except BenchError as error:
+        return refuse("bench train", str(error))
+    print(f"{as_text(run.results)}\n\nreport   {wanted.out / 'train.md'}")
+    if status == INTERRUPTED:
+        print("kvq-ref bench train: interrupted; what was measured so far is written", file=sys.stderr)
         return status
     return CHECK_FAILED if run.results.failures else OK
 
@@ -103,12 +162,10 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 class _Bar:
     """A progress bar for a run, and for each step of a job."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, total: int) -> None:
         from tqdm import tqdm
 
-        from kvq_ref.bench.run import length
-
-        self.bar = tqdm(total=length(options), disable=None, leave=False, bar_format=BAR, file=sys.stderr)
+        self.bar = tqdm(total=total, disable=None, leave=False, bar_format=BAR, file=sys.stderr)
         self.what = ""
 
     def start(self, what: str) -> None:
@@ -153,6 +210,17 @@ def _whats(text: str) -> list[str]:
     if not set(words) <= {"f", "fb"}:
         raise argparse.ArgumentTypeError(f"expected f, fb or f,fb, got {text!r}")
     return words
+
+
+def _threads(text: str) -> list[int]:
+    """One number of threads or several.
+
+    >>> _threads("1,2")
+    [1, 2]
+    """
+    if not text.replace(",", "").isdigit() or "0" in (words := text.split(",")) or "" in words:
+        raise argparse.ArgumentTypeError(f"expected numbers of threads, as in 1,2, got {text!r}")
+    return [int(word) for word in dict.fromkeys(words)]
 
 
 def _seconds(text: str) -> float:
@@ -207,3 +275,28 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     how.add_argument("--seed", type=seed, metavar="N", help="of the random inputs (default: 0)")
     how.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
     parser.set_defaults(command=bench, **DEFAULTS)
+    _add_train(parser.add_subparsers(title="instead of the forms", metavar="train"))
+
+
+def _add_train(commands: argparse._SubParsersAction[Any]) -> None:
+    from kvq_ref.bench.training import MODELS, POSITIONS
+
+    parser = commands.add_parser(
+        "train",
+        help="time training steps of small models: kvq-ref bench train --help",
+        description=TRAIN_DESCRIPTION,
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="kvq-ref bench train [options]",
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--positions", choices=POSITIONS, help="none, or alibi: a bias (default: none)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="of the parameters (default: float32)")
+    parser.add_argument("--peers", nargs="*", choices=("torch",), metavar="PEER", help="torch (default), or nobody")
+    parser.add_argument("--threads", type=_threads, metavar="N,N", help="one number or several (default: 1)")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="that count, for each model (default: 15)")
+    parser.add_argument("--budget", type=_seconds, metavar="SECONDS", help="for the rounds of a model (default: 40)")
+    parser.add_argument("--quick", action="store_true", help="the small model, three rounds, no torch.compile")
+    parser.add_argument("--seed", type=seed, metavar="N", help="of data and parameters (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
+    parser.set_defaults(**{**DEFAULTS, "command": train, "threads": [1], "peers": ["torch"], "positions": "none"})

@@ -13,6 +13,8 @@ memory.py         peak memory of one long call
 special.py        the smallest calls; kernels mixed with NumPy
 report.py         tables in Markdown; figure.py draws them
 run.py            all of it, written down after every job
+training.py       training steps of small models; training_ours.py and training_torch.py make them,
+training_run.py   and this is the run and its report
 
 implementations.py and timing.py compare the compiled kernels with the reference
 inside one process: what ``kvq-ref tour`` shows.

@@ -51,10 +51,9 @@ class Peer(Protocol):
         """Of the libraries that it uses."""
 
 
-def load(name: str) -> Peer:
-    """The module of a peer; imports its library."""
-    peer: Peer = importlib.import_module(f"kvq_ref.bench.peers_{name}")
-    return peer
+def load(name: str, what: str = "peers") -> Any:
+    """The module of a peer, or ("training") of its training steps; imports its library."""
+    return importlib.import_module(f"kvq_ref.bench.{what}_{name}")
 
 
 def why_not_installed(name: str) -> str:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from kvq_ref.bench import jobs, memory, peers, special
-from kvq_ref.bench.jobs import Job
+from kvq_ref.bench import jobs, memory, peers, special, training
 from kvq_ref.bench.peers import Arrays, Variant
+from kvq_ref.bench.training import Step
 
 SIDE = 512  # of the matrices whose product is the probe
 PRODUCTS = 3
@@ -32,6 +32,7 @@ class Worker:
     """Answers questions; each method is one."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.peer = peers.load(name)
         self.variants: dict[str, Variant] = {}
         self.what = "f"
@@ -41,10 +42,14 @@ class Worker:
 
     def prepare(self, job: dict[str, Any], seed: int, compiled: bool) -> dict[str, Any]:
         """The names of all variants of a job, and why others are left out."""
-        wanted = Job.from_fields(job)
+        wanted = training.as_job(job)
         self.variants = {}  # frees what the one before held
         gc.collect()
-        self.variants, left_out = self.peer.prepare(wanted, jobs.inputs(wanted, seed), compiled)
+        if isinstance(wanted, Step):
+            prepare = peers.load(self.name, "training").prepare
+            self.variants, left_out = prepare(wanted, training.inputs(wanted, seed), compiled)
+        else:
+            self.variants, left_out = self.peer.prepare(wanted, jobs.inputs(wanted, seed), compiled)
         return {"variants": list(self.variants), "left_out": left_out}
 
     def expect(self, variant: str, path: str) -> dict[str, Any]:
