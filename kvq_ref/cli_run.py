@@ -39,8 +39,8 @@ examples:
   kvq-ref run nt --set tau=2:12 --seeds 10 --scheduler tcp://10.0.0.7:8786
   kvq-ref report kvq-runs
 
-exit status: 0 all runs finished, 1 a run failed (it is named; the others finish) or
-the disk is full, 2 unusable arguments, 130 interrupted (the same command goes on).
+exit status: 0 all runs finished, 1 a run failed (it is named; the others finish), or
+the disk is full or the cluster lost, 2 unusable arguments, 130 interrupted (the same command goes on).
 """
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "the task": {
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any) -> int:
     from kvq_ref.lab.cell import DISK_IS_FULL, folder_of, forget
+    from kvq_ref.lab.cluster import NoCluster
 
     again = _command(options)
     if options.restart:
@@ -122,8 +123,11 @@ def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any
             for outcome in _outcomes(options, configs, watch):
                 watch.ended(outcome)
     except KeyboardInterrupt:
-        print(f"kvq-ref run: interrupted {watch.so_far()}; the same command goes on:\n  {again}", file=sys.stderr)
+        print(f"kvq-ref run: interrupted, {watch.so_far()}; the same command goes on:\n  {again}", file=sys.stderr)
         return INTERRUPTED
+    except NoCluster as error:
+        print(f"kvq-ref run: {error}; the same command goes on:\n  {again}", file=sys.stderr)
+        return CHECK_FAILED
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise

@@ -13,6 +13,8 @@ cell that kills its workers ends the whole call and with it all the others.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 
 class NoCluster(Exception):
-    """A scheduler that does not answer."""
+    """A scheduler that does not answer, or no longer."""
 
 
 def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout: float = 10.0) -> Iterator[Outcome]:
@@ -69,16 +71,30 @@ def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout
         client = Client(scheduler, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise NoCluster(f"{scheduler}: no scheduler answers ({error})") from None
-    with client:
+    with client, _quiet():
         futures = {}
         for config in waiting.values():
             folder = folder_of(config, out)
             files = as_files(folder) if folder.is_dir() else {}
             futures[client.submit(run_from_files, config.settings, files, pure=False)] = config
-        for future in as_completed(futures):
+        for future in as_completed(list(futures), loop=client.loop):
+            if future.status not in ("finished", "error"):  # lost or cancelled: nobody has it any more
+                raise NoCluster(f"{scheduler}: the scheduler was lost")
             config = futures.pop(future)
             yield _outcome(config, folder_of(config, out), future)
             future.release()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a traceback of a lost connection: that is reported in a line."""
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _outcome(config: Config, folder: Path, future: Any) -> Outcome:
