@@ -1,8 +1,10 @@
-/* heads.h - copies: between packed features and heads, and the sums that undo looking up rows of a table. */
+/* heads.h - copies between packed features and heads, rotary positions, and the sums that undo looking up rows of a
+ * table. */
 #ifndef KVQ_HEADS_H
 #define KVQ_HEADS_H
 
 #include "layers.h"
+#include "part.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -43,6 +45,24 @@ static int move_heads(const heads_problem *P, int num_threads)
     static const kvq_pass pass = {heads_tasks, heads_workspace, heads_run};
     const double numbers = (double)P->batch * (double)P->T * (double)(P->parts * P->heads * P->d);
     return kvq_run(&pass, P, COPY_COST * numbers, num_threads);
+}
+
+/* (left, right) turned by the angles of its row t of T: left cos - right sin, right cos + left sin. */
+static void turn(idx batch, idx T, idx half, const void *from, const void *cosines, const void *sines, void *to)
+{
+    const real *x = from;
+    real *y = to;
+    for (idx b = 0; b < batch; b++)
+        for (idx t = 0; t < T; t++, x += 2 * half, y += 2 * half) {
+            const real *c = (const real *)cosines + t * half, *s = (const real *)sines + t * half;
+            for (idx i = 0; i < half; i += LANES) {
+                const idx n = half - i;
+                const vec left = load_part(x + i, n, 0), right = load_part(x + half + i, n, 0);
+                const vec cos = load_part(c + i, n, 0), sin = load_part(s + i, n, 0);
+                store_part(y + i, left * cos - right * sin, n);
+                store_part(y + half + i, right * cos + left * sin, n);
+            }
+        }
 }
 
 static void scatter(idx rows, idx n, idx words, const int64_t *tokens, const void *gradient, void *sums)

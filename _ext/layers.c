@@ -3,7 +3,7 @@
  * affine.h      y = f(x W + b): nearly all of the arithmetic of a training step
  * activation.h  f, and its slope
  * norm.h        layer norm
- * heads.h       copies between layouts, sums by token
+ * heads.h       copies between layouts, rotary positions, sums by token
  * loss.h        cross-entropy
  * update.h      optimisers
  */
@@ -17,5 +17,6 @@
 #include "update.h"
 
 extern const layers_table KVQ_TABLE(layers);
-const layers_table KVQ_TABLE(layers) = {affine_forward, affine_backward,   norm_forward,  norm_backward, move_heads, sgd,
-                                        adamw,          activate, activate_backward, cross_entropy, scatter};
+const layers_table KVQ_TABLE(layers) = {affine_forward, affine_backward, norm_forward, norm_backward,
+                                        move_heads,     sgd,             adamw,        activate,
+                                        activate_backward, cross_entropy, turn,        scatter};

@@ -71,6 +71,9 @@ typedef struct {
     /* The mean of -log softmax(z)[target] over the rows that count (all if counts is NULL), and its gradient. */
     double (*cross_entropy)(ptrdiff_t rows, ptrdiff_t n, const void *z, const int64_t *targets, const uint8_t *counts,
                             void *dz);
+    /* Rotary positions: x and y (batch, T, 2 half), cos and sin (T, half). */
+    void (*turn)(ptrdiff_t batch, ptrdiff_t T, ptrdiff_t half, const void *x, const void *cos, const void *sin,
+                 void *y);
     /* dtable (words, n) = the sums of the rows of dy that have the same token. */
     void (*scatter)(ptrdiff_t rows, ptrdiff_t n, ptrdiff_t words, const int64_t *tokens, const void *dy, void *dtable);
 } layers_table;

@@ -87,6 +87,8 @@ cdef extern from "layers.h" nogil:
         void (*activate_backward)(int, Py_ssize_t, const void *, const void *, void *) noexcept nogil
         double (*cross_entropy)(Py_ssize_t, Py_ssize_t, const void *, const int64_t *, const uint8_t *,
                                 void *) noexcept nogil
+        void (*turn)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
+                     void *) noexcept nogil
         void (*scatter)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const int64_t *, const void *, void *) noexcept nogil
 
 cnp.import_array()
@@ -334,6 +336,24 @@ def merge(tuple parts, num_threads, *, simd=None):
         failed = kernels.move_heads(&p, threads)
     check_memory(failed)
     return packed
+
+
+def turn(x, cos, sin, *, simd=None):
+    """Rotary positions: the halves of each row t of x (..., T, d) turned by the angles of cos and sin (T, d/2)."""
+    cdef const layers_table *kernels
+    cdef Py_ssize_t batch, T, half
+    if not is_plain(x) or cnp.PyArray_NDIM(x) < 2:
+        return None
+    T, half = cnp.PyArray_DIMS(x)[cnp.PyArray_NDIM(x) - 2], last_axis(x) // 2
+    if last_axis(x) != 2 * half or not is_matrix(cos, T, x) or last_axis(cos) != half or not is_like(sin, cos):
+        return None
+    y = like(x, 2 * half, _pooled, empty)
+    batch = row_count(x) // T if T else 0
+    kernels = kernels_for(x, simd)
+    with nogil:
+        kernels.turn(batch, T, half, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> cos),
+                     cnp.PyArray_DATA(<cnp.ndarray> sin), cnp.PyArray_DATA(<cnp.ndarray> y))
+    return y
 
 
 def scatter(dy, tokens, Py_ssize_t words, *, simd=None):

@@ -37,15 +37,16 @@ static void sgd_run(const void *problem, void *workspace, idx task)
     const step_problem *P = problem;
     const idx first = task * STEP_NUMBERS, n = min_idx(STEP_NUMBERS, P->count - first);
     const real rate = (real)P->rate, decay = (real)P->weight_decay, momentum = (real)P->momentum;
+    const int decays = decay != 0; /* 0 times infinity is NaN */
     real *restrict x = (real *)P->x + first;
     const real *restrict g = (const real *)P->g + first;
     if (!P->velocity) {
-        for (idx i = 0; i < n; i++) x[i] -= rate * (g[i] + decay * x[i]);
+        for (idx i = 0; i < n; i++) x[i] -= rate * (decays ? g[i] + decay * x[i] : g[i]);
         return;
     }
     real *restrict velocity = (real *)P->velocity + first;
     for (idx i = 0; i < n; i++) {
-        velocity[i] = momentum * velocity[i] + (g[i] + decay * x[i]);
+        velocity[i] = momentum * velocity[i] + (decays ? g[i] + decay * x[i] : g[i]);
         x[i] -= rate * velocity[i];
     }
 }

@@ -15,7 +15,10 @@ from kvq_ref.bench.training_run import TrainingResults
 from kvq_ref.bench.training_run import as_text as training_text
 
 PAGE = Path(__file__).with_name("benchmarks.md")
-TRAINING = ("<!-- measured training steps: written by docs/make_benchmarks.py -->\n", "<!-- end of training steps -->\n")
+TRAINING = (
+    "<!-- measured training steps: written by docs/make_benchmarks.py -->\n",
+    "<!-- end of training steps -->\n",
+)
 MARK = "<!-- measured: from here to the end is written by docs/make_benchmarks.py -->\n"
 
 

@@ -163,6 +163,10 @@ def merge(x: Array) -> tuple[Array, Pullback] | None:
     return together, pullback
 
 
+def turn(x: Array, cos: Array, sin: Array) -> Any:
+    return layers_ext.turn(x, cos, sin)
+
+
 # ---- Losses and optimisers -----------------------------------------------------------
 
 
@@ -193,6 +197,6 @@ def adamw(
 KERNELS: dict[str, Kernel] = {
     kernel.__name__: kernel
     for kernel in (
-        linear, perceptron, embedding, layer_norm, relu, gelu, split, merge, cross_entropy, sgd, adamw,
+        linear, perceptron, embedding, layer_norm, relu, gelu, split, merge, turn, cross_entropy, sgd, adamw,
     )
 }  # fmt: skip

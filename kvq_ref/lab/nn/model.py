@@ -213,7 +213,7 @@ class Transformer:
         if self.norm == "pre":
             h, from_norm = layer_norm(x, p[gain], p[shift])
         y, from_inner = inner(inside, h)
-        y = x + y
+        y += x
         if self.norm == "post":
             y, from_norm = layer_norm(y, p[gain], p[shift])
 
@@ -224,6 +224,7 @@ class Transformer:
             dh, within = from_inner(dy)
             if self.norm == "pre":
                 dh, grads[gain], grads[shift] = from_norm(dh)
-            return dy + dh, grads | {f"{name}.{key}": grad for key, grad in within.items()}
+            dh += dy
+            return dh, grads | {f"{name}.{key}": grad for key, grad in within.items()}
 
         return y, pullback

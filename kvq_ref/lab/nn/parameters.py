@@ -6,11 +6,13 @@ of layers; and gradients have the same names as what they are gradients of.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from kvq_ref.lab.nn.compiled import empty_like
 from kvq_ref.types import Array
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -40,17 +42,13 @@ class Parameters(Mapping[str, Array]):
     """
 
     def __init__(self, shapes: Shapes, flat: Array) -> None:
-        count = sum(math.prod(shape) for shape in shapes.values())
-        if flat.shape != (count,):
-            raise ValueError(f"flat: expected shape ({count},), got {tuple(flat.shape)}")
+        ends = list(itertools.accumulate(map(math.prod, shapes.values()), initial=0))
+        if flat.shape != (ends[-1],):
+            raise ValueError(f"flat: expected shape ({ends[-1]},), got {tuple(flat.shape)}")
         self.shapes = dict(shapes)
         self.flat = flat
-        self._views: dict[str, Array] = {}
-        begin = 0
-        for name, shape in shapes.items():
-            end = begin + math.prod(shape)
-            self._views[name] = flat[begin:end].reshape(shape)
-            begin = end
+        places = zip(shapes.items(), itertools.pairwise(ends), strict=True)
+        self._views = {name: flat[begin:end].reshape(shape) for (name, shape), (begin, end) in places}
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]
@@ -63,4 +61,4 @@ class Parameters(Mapping[str, Array]):
 
     def empty_like(self) -> Parameters:
         """The same names over a new array whose numbers are yet to be written."""
-        return Parameters(self.shapes, np.empty_like(self.flat))
+        return Parameters(self.shapes, empty_like(self.flat))

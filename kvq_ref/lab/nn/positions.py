@@ -9,10 +9,12 @@ alibi       a weight is multiplied by exp(-slope x distance) (Press et al. 2021)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
+from kvq_ref.lab.nn.compiled import function
 from kvq_ref.types import Array
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "alibi")
@@ -75,12 +77,28 @@ def rotary(x: Array) -> tuple[Array, Callable[[Array], Array]]:
     T, d = x.shape[-2:]
     if d % 2:
         raise ValueError(f"x: rotary positions need an even number of dimensions a head, got {d}")
-    angles = _angles(T, d // 2)
-    # in the dtype and on the device of x
-    cos, sin = (np.asarray(wave(angles).astype(x.dtype), like=x) for wave in (np.cos, np.sin))
+    cos, sin = (np.asarray(wave, like=x) for wave in _waves(T, d // 2, np.dtype(x.dtype).name))
+    return turn(x, cos, sin), lambda dy: turn(dy, cos, -sin)
 
-    def turn(x: Array, sin: Array) -> Array:
-        left, right = x[..., : d // 2], x[..., d // 2 :]
-        return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
-    return turn(x, sin), lambda dy: turn(dy, -sin)
+@functools.lru_cache(maxsize=16)
+def _waves(T: int, waves: int, dtype: str) -> tuple[Array, Array]:
+    """Cosine and sine of place times frequency; shared, so not to be written to."""
+    angles = _angles(T, waves)
+    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    cos.flags.writeable = sin.flags.writeable = False
+    return cos, sin
+
+
+@function
+def turn(x: Array, cos: Array, sin: Array) -> Array:
+    """(left, right) to (left cos - right sin, right cos + left sin), where left and right are the halves of each row.
+
+    Examples
+    --------
+    >>> turn(np.array([[3.0, 4.0]]), np.array([[0.0]]), np.array([[1.0]]))
+    array([[-4.,  3.]])
+    """
+    half = x.shape[-1] // 2
+    left, right = x[..., :half], x[..., half:]
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
