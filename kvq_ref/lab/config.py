@@ -123,7 +123,7 @@ class Config:
     form: str = "softmax"
     scale: float | None = None
     alpha: float | None = None
-    positions: str = "alibi"
+    positions: str = "rotary"
     layers: int = 2
     width: int = 32
     heads: int = 2
@@ -134,12 +134,12 @@ class Config:
     optimizer: str = "adamw"
     rate: float = 2e-3
     momentum: float = 0.9
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     warm_up: int = 50
     schedule: str = "constant"
     batch: int = 64
     steps: int = 5000
-    loss: str = "determined"
+    loss: str = "all"
     target: float = 1.0
     evaluate_every: int = 50
     evaluate_on: int = 512

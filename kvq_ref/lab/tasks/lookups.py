@@ -9,11 +9,14 @@ associative recall, and each depth more is one lookup more in a single step.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvq_ref.lab.tasks.held_out import draw
+from kvq_ref.lab.tasks.held_out import EIGHTH, FEW, draw, threshold
 from kvq_ref.lab.tasks.task import Batch, next_tokens
 
 CHAIN = 8  # tokens after the table
@@ -53,6 +56,13 @@ class Lookup:
         if self.depth < 1:
             raise ValueError(f"terms: expected a depth of at least 1, got {self.depth}")
 
+    @functools.cached_property
+    def held_out_below(self) -> int:
+        """Tables whose hash is less are kept for the test."""
+        if math.factorial(self.N) > FEW:
+            return EIGHTH
+        return threshold(np.array(list(itertools.permutations(range(self.N)))))
+
     @property
     def vocabulary(self) -> int:
         return self.N
@@ -80,7 +90,11 @@ class Lookup:
         -------
         Batch
         """
-        f = draw(lambda count: rng.permuted(np.tile(np.arange(self.N), (count, 1)), axis=1), batch, held_out)
+
+        def propose(count: int) -> np.ndarray:
+            return rng.permuted(np.tile(np.arange(self.N), (count, 1)), axis=1)
+
+        f = draw(propose, batch, held_out, self.held_out_below)
         order = rng.permuted(np.tile(np.arange(self.N), (batch, 1)), axis=1)
         shown = np.stack([order, np.take_along_axis(f, order, axis=1)], axis=2).reshape(batch, 2 * self.N)
         steps = f

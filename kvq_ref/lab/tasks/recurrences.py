@@ -25,7 +25,7 @@ import numpy as np
 from kvq_ref.lab.tasks.held_out import EIGHTH, FEW, draw, threshold
 from kvq_ref.lab.tasks.task import Batch, next_tokens
 
-MORE = 8  # determined tokens beyond the first, by default
+MORE = 16  # determined tokens beyond the first, by default
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recurrence:
     is_product : bool
         Multiply, rather than add.
     T : int, optional
-        Tokens that the model sees: by default the furthest delay and 8 more.
+        Tokens that the model sees: by default the furthest delay and 16 more.
 
     Raises
     ------
