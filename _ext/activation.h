@@ -16,38 +16,29 @@
 #define GELU_SLOPE ((real)0.79788456080286535588) /* sqrt(2 / pi) */
 #define GELU_CUBIC ((real)0.044715)
 
+/* f(x) and f'(x); they share nearly all of their arithmetic, and what is not asked for is not computed. */
 typedef struct {
-    vec share;   /* s */
-    vec product; /* s (1 - s) = e / (1 + e)^2 */
-} sigmoid;
+    vec y, slope;
+} curve;
 
-/* Of 2u. */
-INLINE sigmoid sigmoid_of_twice(vec u)
+INLINE curve relu_at(vec x)
 {
+    return (curve){where((ivec)(x <= (vec){0}), (vec){0}, x), keep((ivec)(x > (vec){0}), splat(1))};
+}
+
+INLINE curve gelu_at(vec x)
+{
+    const vec square = x * x, u = GELU_SLOPE * x * (1 + GELU_CUBIC * square);
     const vec v = u * (2 * LOG2_E), e = exp2_of_nonpositive(smallest(v, -v)), r = 1 / (1 + e);
-    const vec small = e * r;
-    return (sigmoid){where((ivec)(v < (vec){0}), small, r), small * r};
+    const vec s = where((ivec)(v < (vec){0}), e * r, r), ds = 2 * (e * r * r);
+    return (curve){x * s, s + x * ds * (GELU_SLOPE * (1 + 3 * GELU_CUBIC * square))};
 }
 
-INLINE vec activated(int activation, vec x)
+INLINE curve curve_at(int activation, vec x)
 {
-    if (activation == KVQ_RELU) return where((ivec)(x <= (vec){0}), (vec){0}, x);
-    if (activation == KVQ_GELU) {
-        const vec u = GELU_SLOPE * x * (1 + GELU_CUBIC * (x * x));
-        return x * sigmoid_of_twice(u).share;
-    }
-    return x;
-}
-
-INLINE vec slope_at(int activation, vec x)
-{
-    if (activation == KVQ_RELU) return keep((ivec)(x > (vec){0}), splat(1));
-    if (activation == KVQ_GELU) {
-        const vec square = x * x, u = GELU_SLOPE * x * (1 + GELU_CUBIC * square);
-        const sigmoid s = sigmoid_of_twice(u);
-        return s.share + x * (2 * s.product) * (GELU_SLOPE * (1 + 3 * GELU_CUBIC * square));
-    }
-    return splat(1);
+    if (activation == KVQ_RELU) return relu_at(x);
+    if (activation == KVQ_GELU) return gelu_at(x);
+    return (curve){x, splat(1)};
 }
 
 /* ---- a whole array ---------------------------------------------------------------------------- */
@@ -57,7 +48,7 @@ static void activate(int activation, idx count, const void *from, void *to)
     real *y = to;
 #define LOOP(ACTIVATION)                                                                       \
     for (idx i = 0; i < count; i += LANES)                                                     \
-        store_part(y + i, activated(ACTIVATION, load_part(x + i, count - i, 0)), count - i)
+        store_part(y + i, curve_at(ACTIVATION, load_part(x + i, count - i, 0)).y, count - i)
     if (activation == KVQ_GELU) LOOP(KVQ_GELU);
     else LOOP(KVQ_RELU);
 #undef LOOP
@@ -71,7 +62,7 @@ static void activate_backward(int activation, idx count, const void *gradient, c
     for (idx i = 0; i < count; i += LANES)                                                     \
         store_part(dx + i,                                                                     \
                    load_part(dy + i, count - i, 0) *                                           \
-                       slope_at(ACTIVATION, load_part(x + i, count - i, 0)),                   \
+                       curve_at(ACTIVATION, load_part(x + i, count - i, 0)).slope,                   \
                    count - i)
     if (activation == KVQ_GELU) LOOP(KVQ_GELU);
     else LOOP(KVQ_RELU);

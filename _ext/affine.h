@@ -1,7 +1,7 @@
 /* affine.h - y = x W + b with what follows it, and the three gradients.
  *
  *     y  = f(x W + b)          row by row of x: a task is a tile of rows
- *     dx = (dy W^T) f'(before) the same, with another matrix and another last step
+ *     dx = (dy W^T) slope      the same, with another matrix and another last step
  *     dW = x^T dy,  db = sum of the rows of dy
  *                              a task is a piece of dW, and the sum over the rows stays whole in it
  *
@@ -45,17 +45,17 @@ typedef struct {
     int activation, is_backward;
     idx all_rows, depth, width;
     const real *left, *bias;
-    real *before, *out;
+    real *slope, *out;
 } rows_job;
 
 INLINE rows_job rows_of_y(const affine_problem *P)
 {
-    return (rows_job){P->activation, 0, P->rows, P->n, P->m, P->x, P->bias, P->before, P->y};
+    return (rows_job){P->activation, 0, P->rows, P->n, P->m, P->x, P->bias, P->slope, P->y};
 }
 
 INLINE rows_job rows_of_dx(const affine_problem *P)
 {
-    return (rows_job){P->activation, 1, P->rows, P->m, P->n, P->dy, NULL, P->before, P->dx};
+    return (rows_job){KVQ_IDENTITY, 1, P->rows, P->m, P->n, P->dy, NULL, P->slope, P->dx};
 }
 
 INLINE void last_step(int activation, const rows_job *w, idx first, idx rows, idx column, idx nv, const real *tile)
@@ -70,11 +70,11 @@ INLINE void last_step(int activation, const rows_job *w, idx first, idx rows, id
             const idx c = column + i * LANES, at = (first + r) * w->width + c, n = w->width - c;
             vec x = load(tile + r * STRIP + i * LANES);
             if (w->is_backward) {
-                if (activation != KVQ_IDENTITY) x *= slope_at(activation, load_part(w->before + at, n, 0));
+                if (w->slope) x *= load_part(w->slope + at, n, 0);
             } else {
-                x += bias[i];
-                if (activation != KVQ_IDENTITY) store_part(w->before + at, x, n);
-                x = activated(activation, x);
+                const curve f = curve_at(activation, x + bias[i]);
+                if (activation != KVQ_IDENTITY) store_part(w->slope + at, f.slope, n);
+                x = f.y;
             }
             store_part(w->out + at, x, n);
         }

@@ -10,13 +10,13 @@
 
 enum { KVQ_IDENTITY = 0, KVQ_RELU = 1, KVQ_GELU = 2 };
 
-/* y = x W + b. If y goes through an activation, forward writes before = x W + b and y = f(before).
- * If x has been through one, x = f(before), backward gives dbefore in the place of dx. */
+/* y = f(x W + b). Forward also writes the slope f'(x W + b). If x has itself been through an activation, x = f(before),
+ * backward gives dbefore = dx * slope in the place of dx. */
 typedef struct {
     int activation;
     ptrdiff_t rows, n, m;
     const void *x, *weight, *bias; /* (rows, n), (n, m), (m) */
-    void *before;                  /* forward (rows, m), backward (rows, n); NULL for the identity */
+    void *slope; /* forward (rows, m), backward (rows, n); NULL for the identity */
     void *y;                       /* (rows, m) */
     const void *dy;
     void *dx, *dweight, *dbias;

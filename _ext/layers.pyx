@@ -38,7 +38,7 @@ cdef extern from "layers.h" nogil:
         const void *x
         const void *weight
         const void *bias
-        void *before
+        void *slope
         void *y
         const void *dy
         void *dx
@@ -172,7 +172,7 @@ cdef inline int threads_for(double multiply_adds, num_threads) except -1:
 # ---- affine maps ---------------------------------------------------------------------------------
 
 def affine(x, weight, bias, int activation, num_threads, *, simd=None):
-    """(y, before): y = f(before), before = x W + b; for the identity, before is None."""
+    """(y, slope): y = f(x W + b), slope = f'(x W + b); for the identity, slope is None."""
     cdef affine_problem p
     cdef const layers_table *kernels
     cdef int failed, threads
@@ -182,30 +182,30 @@ def affine(x, weight, bias, int activation, num_threads, *, simd=None):
     if bias is not None and not is_vector(bias, p.m, x):
         return None
     y = like(x, p.m, _pooled, empty)
-    before = None if activation == KVQ_IDENTITY else like(x, p.m, _pooled, empty)
-    p.x, p.weight, p.bias, p.y, p.before = data(x), data(weight), data(bias), data(y), data(before)
+    slope = None if activation == KVQ_IDENTITY else like(x, p.m, _pooled, empty)
+    p.x, p.weight, p.bias, p.y, p.slope = data(x), data(weight), data(bias), data(y), data(slope)
     kernels = kernels_for(x, simd)
     threads = threads_for(<double> p.rows * p.n * p.m, num_threads)
     with nogil:
         failed = kernels.affine_forward(&p, threads)
     check_memory(failed)
-    return y, before
+    return y, slope
 
 
-def affine_backward(dy, x, weight, bint has_bias, before, int activation, num_threads, *, simd=None):
-    """(dx, dweight, dbias). Where x is f(before), dbefore comes in the place of dx."""
+def affine_backward(dy, x, weight, bint has_bias, slope, num_threads, *, simd=None):
+    """(dx, dweight, dbias). Where x has been through an activation, dx is already multiplied by its slope."""
     cdef affine_problem p
     cdef const layers_table *kernels
     cdef int failed, threads
-    p.activation, p.rows, p.n, p.m = activation, row_count(x), last_axis(x), last_axis(weight)
+    p.activation, p.rows, p.n, p.m = KVQ_IDENTITY, row_count(x), last_axis(x), last_axis(weight)
     if not is_plain(dy) or not has_shape_of(dy, x, p.m):
         return None
-    if activation != KVQ_IDENTITY and not is_like(before, x):
+    if slope is not None and not is_like(slope, x):
         return None
     dx = like(x, p.n, _pooled, empty)
     dweight = like(weight, p.m, _pooled, empty)
     dbias = empty((p.m,), x.dtype) if has_bias else None
-    p.x, p.weight, p.bias, p.before, p.dy = data(x), data(weight), NULL, data(before), data(dy)
+    p.x, p.weight, p.bias, p.slope, p.dy = data(x), data(weight), NULL, data(slope), data(dy)
     p.dx, p.dweight, p.dbias = data(dx), data(dweight), data(dbias)
     kernels = kernels_for(x, simd)
     threads = threads_for(2.0 * p.rows * p.n * p.m, num_threads)

@@ -87,7 +87,7 @@ def training_figure(results: TrainingResults) -> bytes:
     if not names:
         return b""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **SETTINGS}):
-        figure = Figure(figsize=(max(5.0, 1.5 + 1.6 * len(rows)), 3.2), layout="constrained", dpi=DPI)
+        figure = Figure(figsize=(max(5.0, 1.5 + 1.6 * len(rows)), 3.6), layout="constrained", dpi=DPI)
         ax = figure.subplots()
         for i, name in enumerate(names):
             shown = [(place, x.ratio[name]) for place, x in enumerate(rows) if name in x.ratio]
@@ -103,7 +103,13 @@ def training_figure(results: TrainingResults) -> bytes:
             ax.errorbar(places, middle, ends, fmt="none", ecolor=INK, elinewidth=0.8, zorder=3)
             for place, ratio, top in zip(places, middle, high, strict=True):
                 where: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 8}
-                ax.annotate(f"{ratio:.2g}", (place, max(1, top)), (0, 2), textcoords="offset points", **where)
+                ax.annotate(
+                    f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}",
+                    (place, max(1, top)),
+                    (0, 2),
+                    textcoords="offset points",
+                    **where,
+                )
         _ratio_axis(ax, [x for row in rows for ratio in row.ratio.values() for x in ratio])
         ax.set_xticks(range(len(rows)), [_training_label(x) for x in rows])
         ax.set_xlim(-0.6, len(rows) - 0.4)

@@ -90,30 +90,30 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
         return None
 
     def pullback(dy: Array) -> Any:
-        return layers_ext.affine_backward(dy, x, weight, bias is not None, None, IDENTITY, num_threads)
+        return layers_ext.affine_backward(dy, x, weight, bias is not None, None, num_threads)
 
     return done[0], pullback
 
 
 def perceptron(p: Mapping[str, Array], x: Array, *, activation: str = "gelu") -> tuple[Array, Pullback] | None:
-    """The activation and its slope are taken while a tile of the product is in the cache."""
+    """The activation and its slope are made together, while a tile of the product is in the cache."""
     weight_in, weight_out = p["in.weight"], p["out.weight"]
     number = layers_ext.ACTIVATIONS[activation]
     inside = layers_ext.affine(x, weight_in, p["in.bias"], number, num_threads)
     outside = None if inside is None else layers_ext.affine(inside[0], weight_out, p["out.bias"], IDENTITY, num_threads)
     if outside is None:
         return None
-    h, before = inside
+    h, slope = inside
     y, _ = outside
 
     def pullback(dy: Array) -> tuple[Array, dict[str, Array]] | None:
         grads = {}
-        done = layers_ext.affine_backward(dy, h, weight_out, True, before, number, num_threads)
+        done = layers_ext.affine_backward(dy, h, weight_out, True, slope, num_threads)
         if done is None:
             return None
         dbefore, grads["out.weight"], grads["out.bias"] = done
         dx, grads["in.weight"], grads["in.bias"] = layers_ext.affine_backward(
-            dbefore, x, weight_in, True, None, IDENTITY, num_threads
+            dbefore, x, weight_in, True, None, num_threads
         )
         return dx, grads
 
