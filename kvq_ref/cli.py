@@ -210,7 +210,7 @@ positive.__name__ = seed.__name__ = "whole number"  # argparse puts it into its 
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kvq_ref import cli_bench, cli_run, cli_verify  # they take their kinds of argument from here
+    from kvq_ref import cli_bench, cli_report, cli_run, cli_verify  # they take their kinds of argument from here
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("kvq-ref", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
@@ -247,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_verify.add_parser(commands)
     cli_run.add_parser(commands)
+    cli_report.add_parser(commands)
     cli_bench.add_parser(commands)
 
     config = commands.add_parser(

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from kvq_ref.lab.cell import Outcome
 from kvq_ref.lab.config import Config
-from kvq_ref.lab.sweep_tables import summary_table
+from kvq_ref.lab.results import Run
+from kvq_ref.lab.sweep_tables import short_table
 
 EVERY = 10.0  # seconds between two lines
 STEPS = "{desc} {n_fmt}/{total_fmt} steps |{bar}| {elapsed}, {rate_fmt}{postfix}"
@@ -115,7 +116,7 @@ class Many(_Watch):
         before = sum(not x.is_new for x in finished)
         lines = []
         if finished:
-            lines = [summary_table([x.config for x in finished], [x.result for x in finished]).as_text()]
+            lines = [short_table([Run(x.config, x.result) for x in finished]).as_text()]
         lines += [_failures(self.failed)] if self.failed else []
         old = f" ({before} of them before)" * bool(before)
         lines += [f"{self.so_far()}{old}\nresults   {out / 'cells'}\nreport    kvq-ref report {out}"]

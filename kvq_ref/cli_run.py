@@ -1,4 +1,4 @@
-"""``kvq-ref run`` and ``kvq-ref report``: small experiments, and what comes of them."""
+"""``kvq-ref run``: train small models, one or a grid of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ PACKAGES = {
 
 def run(options: argparse.Namespace) -> int:
     """The command ``run``."""
-    if missing := _missing("run") or (options.scheduler and _missing("cluster")):
+    if missing := packages_missing("run") or (options.scheduler and packages_missing("cluster")):
         return refuse("run", missing)
     from kvq_ref import cli_progress
 
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any) -> int:
     from kvq_ref.lab.cell import DISK_IS_FULL, folder_of, forget
-    from kvq_ref.lab.cluster import NoCluster
+    from kvq_ref.lab.cluster import ClusterError
 
     again = _command(options)
     if options.restart:
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any
     except KeyboardInterrupt:
         print(f"kvq-ref run: interrupted, {watch.so_far()}; the same command goes on:\n  {again}", file=sys.stderr)
         return INTERRUPTED
-    except NoCluster as error:
+    except ClusterError as error:
         print(f"kvq-ref run: {error}; the same command goes on:\n  {again}", file=sys.stderr)
         return CHECK_FAILED
     except OSError as error:
@@ -218,7 +218,7 @@ def _command(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _missing(what: str) -> str:
+def packages_missing(what: str) -> str:
     """What to install for it, or an empty word."""
     missing = [name for name in PACKAGES[what] if importlib.util.find_spec(name) is None]
     if not missing:
@@ -233,7 +233,7 @@ OUT = Path("kvq-runs")
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the commands to those of ``kvq-ref``."""
+    """Add the command to those of ``kvq-ref``."""
     parser = commands.add_parser(
         "run",
         help="train small models on any form, one or a grid of them",

@@ -28,7 +28,7 @@ ONE_AT_A_TIME = threading.Lock()
 """The number of threads is the process's, so a worker with several threads trains one cell after the other."""
 
 
-class NoCluster(Exception):
+class ClusterError(Exception):
     """A scheduler that does not answer, or no longer."""
 
 
@@ -52,7 +52,7 @@ def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout
 
     Raises
     ------
-    NoCluster
+    ClusterError
         If it does not answer.
     OSError
         If the disk is full, here.
@@ -65,12 +65,14 @@ def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout
             waiting[config.name] = config
     if not waiting:
         return
-    from distributed import Client, as_completed
+    import distributed
 
+    connect: Any = distributed.Client
+    as_completed: Any = distributed.as_completed
     try:
-        client = Client(scheduler, timeout=timeout, set_as_default=False)
+        client = connect(scheduler, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise NoCluster(f"{scheduler}: no scheduler answers ({error})") from None
+        raise ClusterError(f"{scheduler}: no scheduler answers ({error})") from None
     with client, _quiet():
         futures = {}
         for config in waiting.values():
@@ -79,7 +81,7 @@ def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout
             futures[client.submit(run_from_files, config.settings, files, pure=False)] = config
         for future in as_completed(list(futures), loop=client.loop):
             if future.status not in ("finished", "error"):  # lost or cancelled: nobody has it any more
-                raise NoCluster(f"{scheduler}: the scheduler was lost")
+                raise ClusterError(f"{scheduler}: the scheduler was lost")
             config = futures.pop(future)
             yield _outcome(config, folder_of(config, out), future)
             future.release()

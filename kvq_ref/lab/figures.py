@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from typing import Any
-
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from kvq_ref.lab.evaluate import Evaluation
 from kvq_ref.lab.geometry import Geometry
 from kvq_ref.lab.limits import LIMITS, Limits
-from kvq_ref.lab.looks import LOOKS, THEMES, Theme
+from kvq_ref.lab.looks import LOOKS, Theme
+from kvq_ref.lab.picture import Picture, draw_both
 
-Picture = dict[str, bytes]  # by theme
-
-DPI = 170
 ANGLES = {0: "parallel", 45: "", 90: "orthogonal", 135: "", 180: "opposite"}
 
 
@@ -60,7 +53,7 @@ def prediction_figure(evaluation: Evaluation) -> Picture:
         )
         ax.grid(axis="x", color=theme.faint, linewidth=0.6)
 
-    return _both((5.8, 4.0), draw)
+    return draw_both((5.8, 4.0), draw)
 
 
 def _range(evaluation: Evaluation) -> tuple[float, float]:
@@ -99,7 +92,7 @@ def limits_figure(limits: Limits) -> Picture:
         ax.grid(color=theme.faint, linewidth=0.4)
         ax.legend(loc="upper right")
 
-    return _both((5.8, 4.4), draw)
+    return draw_both((5.8, 4.4), draw)
 
 
 def geometry_figure(geometry: Geometry) -> Picture:
@@ -125,39 +118,4 @@ def geometry_figure(geometry: Geometry) -> Picture:
             ax.legend(title="|q||k|", loc="upper right" if form == "softmax_attention" else "lower right")
         panels[0].set_ylabel("weight, in units of an equal share")
 
-    return _both((6.8, 3.6), draw)
-
-
-def _both(size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Picture:
-    """Draw once for each theme. No pyplot: nothing global is touched, no display is needed."""
-    pictures = {}
-    for name, theme in THEMES.items():
-        with matplotlib.rc_context(_settings(theme)):
-            figure = Figure(figsize=size, layout="constrained", dpi=DPI)
-            draw(figure, theme)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", metadata={"Software": None})
-            pictures[name] = buffer.getvalue()
-    return pictures
-
-
-def _settings(theme: Theme) -> dict[Any, Any]:
-    coloured = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor")
-    return {
-        **matplotlib.rcParamsDefault,
-        "font.family": "DejaVu Sans",
-        "font.size": 10.5,
-        "legend.fontsize": 9.5,
-        "legend.frameon": False,
-        "axes.titlesize": 11.5,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "figure.constrained_layout.wspace": 0.08,
-        "axes.spines.right": False,
-        "axes.edgecolor": theme.faint,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "figure.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        **dict.fromkeys(coloured, theme.ink),
-    }
+    return draw_both((6.8, 3.6), draw)

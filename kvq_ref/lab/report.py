@@ -11,7 +11,7 @@ from kvq_ref.lab.table import Table
 from kvq_ref.page import details, page, paragraph, section
 
 if TYPE_CHECKING:
-    from kvq_ref.lab.figures import Picture
+    from kvq_ref.lab.picture import Picture
 
 __all__ = ["details", "figure", "page", "paragraph", "section", "table"]
 

@@ -2,36 +2,97 @@
 
 from __future__ import annotations
 
-import statistics
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kvq_ref.lab.config import Config
-from kvq_ref.lab.results import axes_of, grouped
+from kvq_ref.lab.analysis import Comparison, Summary
+from kvq_ref.lab.results import Run, axes_of, grouped
+from kvq_ref.lab.statistics import Estimate, mean, median
 from kvq_ref.lab.table import Table
 
 
-def summary_table(configs: Sequence[Config], results: Sequence[dict[str, Any]]) -> Table:
-    """A row for each point of the grid, over its seeds.
+def short_table(runs: Sequence[Run]) -> Table:
+    """A row for each point of the grid, for a terminal.
 
     Examples
     --------
-    >>> results = [{"solved": True, "steps": 100, "accuracy": 1.0}, {"solved": False, "steps": 500, "accuracy": 0.5}]
-    >>> print(summary_table([Config(tau=2), Config(tau=3)], results).as_text())
+    >>> from kvq_ref.lab.config import Config
+    >>> runs = [Run(Config(tau=2), {"solved": True, "steps": 100, "accuracy": 1.0}),
+    ...         Run(Config(tau=3), {"solved": False, "steps": 500, "accuracy": 0.5})]
+    >>> print(short_table(runs).as_text())
     tau  runs  solved  median steps  mean accuracy
     ---  ----  ------  ------------  -------------
     2       1       1           100         1.0000
-    3       1       0             -         0.5000
+    3       1       0   not reached         0.5000
     """
-    names = axes_of(configs)
+    names = axes_of([run.config for run in runs])
     rows = []
-    for point, found in grouped(zip(configs, results, strict=True), names).items():
-        # a run that does not solve its task takes longer than any that does
-        steps = statistics.median_high(x["steps"] if x["solved"] else float("inf") for x in found)
-        counts = (str(len(found)), str(sum(x["solved"] for x in found)))
-        mean = statistics.mean(x["accuracy"] for x in found)
-        rows.append((*map(as_word, point), *counts, "-" if steps == float("inf") else f"{steps:g}", f"{mean:.4f}"))
+    for point, group in grouped([(run.config, run) for run in runs], names).items():
+        counts = (str(len(group)), str(sum(run.result["solved"] for run in group)))
+        accuracy = mean([run.accuracy for run in group]).value
+        rows.append((*map(as_word, point), *counts, _steps(median([run.steps for run in group])), f"{accuracy:.4f}"))
     return Table((*names, "runs", "solved", "median steps", "mean accuracy"), rows, text_columns=len(names))
+
+
+def summary_table(summaries: Sequence[Summary]) -> Table:
+    """Every point of the grid, with intervals."""
+    names = shown(summaries[0].settings)
+    head = (*names, "seeds", "solved", "95 %", "accuracy", "95 %", "median steps", "fewest to most", "diverged")
+    rows = []
+    for x in summaries:
+        span = f"{_steps(x.fewest)} to {_steps(x.most)}" if x.fewest < math.inf else "-"
+        estimates = (
+            f"{x.solved.value:.2f}",
+            _interval(x.solved, 2),
+            f"{x.accuracy.value:.3f}",
+            _interval(x.accuracy, 3),
+        )
+        words = tuple(as_word(x.settings[name]) for name in names)
+        rows.append((*words, str(x.n), *estimates, _steps(x.steps), span, str(x.diverged or "-")))
+    return Table(head, rows, text_columns=len(names))
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every point of the grid for one pair."""
+    names = shown(comparisons[0].settings)
+    head = (*names, "seeds", "accuracy +", "95 %", "p", "Holm", "+/=/-", "", "steps -/=/+", "p", "ratio of steps", "")
+    rows = []
+    for x in comparisons:
+        words = tuple(as_word(x.settings[name]) for name in names)
+        accuracy = (f"{x.difference.value:+.3f}", _interval(x.difference, 3, "+"), _p(x.p), _p(x.holm), str(x.accuracy))
+        ratio = f"{x.ratio.value:.2f} {_interval(x.ratio, 2)} of {x.both}" if x.both else "-"
+        rows.append((*words, str(x.n), *accuracy, x.by_accuracy, str(x.speed), _p(x.speed.p), ratio, x.by_speed))
+    return Table(head, rows, text_columns=len(names))
+
+
+def verdict_table(comparisons: Sequence[Comparison]) -> Table:
+    """For every pair, at how many points the first is ahead."""
+    rows = []
+    for (first, second), group in pairs(comparisons).items():
+        accuracy, speed = Counter(x.by_accuracy for x in group), Counter(x.by_speed for x in group)
+        for what, counts in (("accuracy", accuracy), ("steps", speed)):
+            numbers = [str(counts[word]) for word in ("ahead", "open", "equal", "behind")]
+            rows.append((as_word(first), as_word(second), what, str(len(group)), *numbers))
+    return Table(("first", "second", "by", "points", "ahead", "open", "equal", "behind"), rows, text_columns=3)
+
+
+def pairs(comparisons: Sequence[Comparison]) -> dict[tuple[Any, Any], list[Comparison]]:
+    """By what is compared."""
+    found: dict[tuple[Any, Any], list[Comparison]] = {}
+    for x in comparisons:
+        found.setdefault((x.first, x.second), []).append(x)
+    return found
+
+
+def shown(settings: dict[str, Any]) -> list[str]:
+    """Columns for settings; T is left out where tau tells it.
+
+    >>> shown({"tau": 2, "T": 10})
+    ['tau']
+    """
+    return [name for name in settings if name != "T" or "tau" not in settings]
 
 
 def as_word(value: Any) -> str:
@@ -43,3 +104,24 @@ def as_word(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def as_words(settings: dict[str, Any]) -> str:
+    """Settings on one line.
+
+    >>> as_words({"tau": 2, "rate": 0.002})
+    'tau 2, rate 0.002'
+    """
+    return ", ".join(f"{name} {as_word(settings[name])}" for name in shown(settings))
+
+
+def _steps(x: float) -> str:
+    return f"{x:,.0f}" if x < math.inf else "not reached"
+
+
+def _interval(x: Estimate, digits: int, sign: str = "") -> str:
+    return "-" if math.isnan(x.low) else f"[{x.low:{sign}.{digits}f}, {x.high:{sign}.{digits}f}]"
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"

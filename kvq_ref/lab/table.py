@@ -40,6 +40,19 @@ class Table:
         lines = [self.head, tuple("-" * width for width in widths), *self.rows]
         return "\n".join("  ".join(self._aligned(line, widths)).rstrip() for line in lines)
 
+    def as_markdown(self) -> str:
+        """A table of GitHub's.
+
+        Examples
+        --------
+        >>> print(Table(("form", "error"), [("linear", "1e-16")]).as_markdown())
+        | form | error |
+        | :--- | ----: |
+        | linear | 1e-16 |
+        """
+        rule = tuple(":---" if i < self.text_columns else "----:" for i in range(len(self.head)))
+        return "\n".join(f"| {' | '.join(line)} |" for line in (self.head, rule, *self.rows))
+
     def _aligned(self, line: Sequence[str], widths: Sequence[int]) -> list[str]:
         return [
             f"{cell:<{width}}" if i < self.text_columns else f"{cell:>{width}}"

@@ -12,7 +12,8 @@ from html import escape
 from kvq_ref.lab import report
 from kvq_ref.lab.correctness import ROUNDINGS
 from kvq_ref.lab.evaluate import CHOICE_ROWS, FOLDS
-from kvq_ref.lab.figures import Picture, geometry_figure, limits_figure, prediction_figure
+from kvq_ref.lab.figures import geometry_figure, limits_figure, prediction_figure
+from kvq_ref.lab.picture import Picture
 from kvq_ref.lab.table import Table
 from kvq_ref.lab.tables import (
     checks_table,

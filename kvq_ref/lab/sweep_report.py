@@ -1,0 +1,230 @@
+"""The report of a sweep: tables, figures and every number, as one page, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kvq_ref
+from kvq_ref.files import to_json, write_atomically
+from kvq_ref.lab import report as html
+from kvq_ref.lab import sweep_figures as figures
+from kvq_ref.lab import sweep_tables as tables
+from kvq_ref.lab.analysis import Comparison, Summary, compare, summarise
+from kvq_ref.lab.picture import Picture
+from kvq_ref.lab.results import Run, Runs, varying
+from kvq_ref.lab.table import Table
+
+READING = (
+    "solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. accuracy: of the tokens "
+    "that are determined, on held-out sequences, at the end of the run; the mean over seeds with Student's 95 % "
+    "interval. median steps: to the target; a run that did not reach it is taken to need more steps than any that "
+    "did, so the median is 'not reached' where half of the runs or more did not reach it."
+)
+COMPARING = (
+    "Every row is a point of the grid at which all settings that both have to share are the same, and compares the "
+    "runs of equal seeds in pairs. accuracy +: mean difference of the accuracies, first less second, with Student's "
+    "95 % interval; p: Wilcoxon's signed-rank test, and Holm's adjustment for all rows of the table; +/=/-: seeds for "
+    "which the first is more accurate, as accurate, less accurate. steps -/=/+: seeds for which the first needs fewer "
+    "steps to the target, as many, more (not to reach it is slowest; neither reaches it: as many), and the sign test; "
+    "ratio of steps: geometric mean of the second's over the first's, over the seeds for which both reach the target. "
+    "By accuracy the first is ahead (or behind) where the 95 % interval of the difference has no zero in it; by steps, "
+    "where the sign test has p < 0.05; equal where all pairs are; else it is open. Neither word is adjusted for the "
+    "number of rows: by chance alone, one row in twenty may be called ahead or behind."
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report tells.
+
+    Attributes
+    ----------
+    runs : sequence of Run
+        Those that it is about.
+    found : Runs
+        All that was found.
+    compare : str or None
+        The setting whose values are compared.
+    by : sequence of str
+        Settings on the x axes.
+    notes : sequence of str
+        What was picked, and how.
+    """
+
+    runs: Sequence[Run]
+    found: Runs
+    compare: str | None
+    by: Sequence[str]
+    notes: Sequence[str] = ()
+    summaries: list[Summary] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Settings that all runs have in common."""
+        settings, names = self.runs[0].config.settings, varying(run.config for run in self.runs)
+        return {name: value for name, value in settings.items() if name != "seed" and name not in names}
+
+
+def analyse(
+    runs: Sequence[Run], found: Runs, compared: str | None, by: Sequence[str], notes: Sequence[str] = ()
+) -> Findings:
+    """Everything that a report tells, but the figures.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least one.
+    found : Runs
+    compared : str or None
+    by : sequence of str
+    notes : sequence of str
+
+    Returns
+    -------
+    Findings
+    """
+    comparisons = compare(runs, compared) if compared else []
+    return Findings(runs, found, compared, by, notes, summarise(runs), comparisons)
+
+
+def write_report(findings: Findings, out: Path) -> Path:
+    """Write the figures, report.json, report.md and, last, report.html; each appears whole or not at all.
+
+    Parameters
+    ----------
+    findings : Findings
+    out : Path
+        A folder, made if need be.
+
+    Returns
+    -------
+    Path
+        Of the page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = draw(findings)
+    for name, (picture, _) in pictures.items():
+        write_atomically(out / f"{name}.png", picture["light"])
+    write_atomically(out / "report.json", to_json(as_dict(findings)))
+    write_atomically(out / "report.md", as_markdown(findings, list(pictures)))
+    return write_atomically(out / "report.html", as_html(findings, pictures))
+
+
+def draw(findings: Findings) -> dict[str, tuple[Picture, str]]:
+    """All figures, with their captions, by name."""
+    found = {}
+    runs, compared = findings.runs, findings.compare
+    for by in findings.by:
+        count = len(figures.panels_of(runs, [by], compared))
+        cut = f" The first {figures.MOST_PANELS} of {count} panels." if count > figures.MOST_PANELS else ""
+        for measure, words in figures.MEASURES.items():
+            picture = figures.against(runs, by, compared, measure)
+            found[f"{measure}-{by}"] = (picture, f"{words[0].upper()}{words[1:]}, against {by}. {DOTS[measure]}{cut}")
+    if len(figures.panels_of(runs, [], compared)) <= figures.MOST_PANELS:
+        caption = "Learning: a line for each run; it ends with a dot where the target is reached."
+        found["learning"] = (figures.learning_curves(runs, compared), caption)
+    return found
+
+
+DOTS = {
+    "accuracy": "Means with 95 % intervals; a dot for each run. Points at one place are drawn beside each other.",
+    "solved": "With Wilson's 95 % intervals.",
+    "steps": "Medians, where they are reached; a dot for each run that reached it; dotted, the most steps of a run.",
+}
+
+
+# ---- The same, three times -------------------------------------------------------------
+
+
+def as_dict(findings: Findings) -> dict[str, Any]:
+    """Every number. What is infinite or not a number is null: steps that were not reached, an interval of one value."""
+    found = findings.found
+    words = {"by_accuracy", "by_speed"}
+    return {
+        "kvq_ref": kvq_ref.__version__,
+        "compare": findings.compare,
+        "notes": list(findings.notes),
+        "settings in common": findings.common,
+        "points": [asdict(x) for x in findings.summaries],
+        "comparisons": [asdict(x) | {word: getattr(x, word) for word in sorted(words)} for x in findings.comparisons],
+        "runs": [{"settings": run.config.settings, "result": run.result} for run in findings.runs],
+        "unfinished": [path.name for path in found.unfinished],
+        "failed": {path.name: why for path, why in found.failed.items()},
+        "broken": {path.name: why for path, why in found.broken.items()},
+    }
+
+
+def as_markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
+    """The tables as text."""
+    parts = ["# Runs", verdict(findings), *findings.notes, *missing(findings.found)]
+    parts += [f"In common: {tables.as_words(findings.common)}."]
+    parts += ["## Points", READING, tables.summary_table(findings.summaries).as_markdown()]
+    for title, table in _comparisons(findings):
+        parts += [f"## {title}", table.as_markdown()]
+    parts += [COMPARING] if findings.comparisons else []
+    parts += [f"![{name}]({name}.png)" for name in pictures]
+    parts += ["## Commands", "One run of each point:", "\n".join(f"    {x.command}" for x in findings.summaries)]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_html(findings: Findings, pictures: dict[str, tuple[Picture, str]]) -> str:
+    """One page that needs no network."""
+    found = findings.found
+    introduction = "".join(html.paragraph(text) for text in (*findings.notes, *missing(found)))
+    introduction += html.paragraph(f"In common: {tables.as_words(findings.common)}.", "soft")
+    sections = []
+    for title, table in _comparisons(findings):
+        sections.append(html.section(title, html.table(table)))
+    if findings.comparisons:
+        sections.append(html.details("How to read these tables", html.paragraph(COMPARING, "soft")))
+    for by in (*findings.by, "learning"):
+        of_section = [name for name in pictures if name.endswith(f"-{by}") or name == by]
+        shown = [html.figure(pictures[name][0], name, pictures[name][1]) for name in of_section]
+        if shown:
+            sections.append(html.section("Learning" if by == "learning" else f"Against {by}", *shown))
+    points = html.table(tables.summary_table(findings.summaries))
+    sections.append(html.section("Every point", html.paragraph(READING, "soft"), points))
+    commands = Table(("settings", "one run"), [(tables.as_words(x.settings), x.command) for x in findings.summaries], 2)
+    sections.append(html.section("Commands", html.details("One run of each point", html.table(commands))))
+    return html.page("Runs", verdict(findings), not (found.failed or found.broken), introduction, sections)
+
+
+def _comparisons(findings: Findings) -> list[tuple[str, Table]]:
+    """Titles and tables: what it comes to, then each pair."""
+    if not findings.comparisons:
+        return []
+    found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons))]
+    for (first, second), group in tables.pairs(findings.comparisons).items():
+        found.append((f"{tables.as_word(first)} against {tables.as_word(second)}", tables.comparison_table(group)))
+    return found
+
+
+def verdict(findings: Findings) -> str:
+    """One line on top."""
+    runs = findings.runs
+    solved = sum(run.result["solved"] for run in runs)
+    seeds = len({run.config.seed for run in runs})
+    failed = len(findings.found.failed) + len(findings.found.broken)
+    return (
+        f"{_count(len(runs), 'run')} at {_count(len(findings.summaries), 'point')} of the grid, "
+        f"{_count(seeds, 'seed')}: {solved} reached the target" + (f"; {failed} failed" if failed else "") + "."
+    )
+
+
+def missing(found: Runs) -> list[str]:
+    """Cells that the report is not about, by name."""
+    lines = []
+    if found.unfinished:
+        names = ", ".join(path.name for path in found.unfinished)
+        lines.append(f"Not finished, and left out: {_count(len(found.unfinished), 'run')} ({names}).")
+    for words, cells in (("Failed", found.failed), ("Cannot be read", found.broken)):
+        lines += [f"{words}: {path.name}: {why}" for path, why in cells.items()]
+    return lines
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
