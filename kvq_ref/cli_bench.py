@@ -106,7 +106,9 @@ def train(options: argparse.Namespace) -> int:
         jobs=models,
         peers=("ours", *options.peers),
         dtype=options.dtype,
-        effort=Effort(options.rounds or rounds, options.budget or budget, compiled=not options.quick),
+        effort=Effort(
+            options.rounds or rounds, options.budget or budget, compiled=not options.quick, slow=float("inf")
+        ),
         seed=options.seed,
     )
     try:

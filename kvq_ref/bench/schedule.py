@@ -55,12 +55,15 @@ class Effort:
         Seconds that a variant's turn takes, if one call is not longer.
     compiled : bool
         Whether torch.compile takes part.
+    slow : float
+        What takes so many times as long as the best of its peer in a first window is not timed again.
     """
 
     rounds: int = 9
     budget: float = 8.0
     window: float = 0.03
     compiled: bool = True
+    slow: float = SLOW
 
 
 def turns(names: list[str], number: int) -> list[str]:
@@ -73,8 +76,8 @@ def turns(names: list[str], number: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def worth_timing(first: dict[str, float]) -> list[str]:
-    """Ours, and of every other peer what takes less than SLOW times as long as its best.
+def worth_timing(first: dict[str, float], slow: float = SLOW) -> list[str]:
+    """Ours, and of every other peer what takes less than ``slow`` times as long as its best.
 
     >>> worth_timing({"ours/compiled": 1.0, "ours/reference": 50.0, "torch/a": 2.0, "torch/b": 5.0, "torch/c": 7.0})
     ['ours/compiled', 'ours/reference', 'torch/a', 'torch/b']
@@ -86,7 +89,7 @@ def worth_timing(first: dict[str, float]) -> list[str]:
     return [
         name
         for name, seconds in first.items()
-        if name.startswith("ours/") or seconds <= SLOW * best[name.split("/")[0]]
+        if name.startswith("ours/") or seconds <= slow * best[name.split("/")[0]]
     ]
 
 
@@ -106,7 +109,7 @@ class Measurement:
         case = Case(self.job)
         self._prepare(case)
         if any(name.startswith("ours/") for name in case.first):
-            names = worth_timing(case.first)
+            names = worth_timing(case.first, self.effort.slow)
             for name in set(case.first) - set(names):
                 self._ask(case, name, "forget")
             self._rounds(case, names)
