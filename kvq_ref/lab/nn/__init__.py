@@ -9,5 +9,7 @@ model.py        the transformer
 losses.py       what is made small
 optimizers.py   how                     schedules.py   and how fast
 
+compiled.py     which of these have a kernel, and when it is used
+
 Written with NumPy's functions, which take CuPy's arrays too.
 """

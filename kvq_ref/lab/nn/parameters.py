@@ -10,8 +10,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from kvq_ref.lab.nn.compiled import empty_like
 from kvq_ref.types import Array
 
@@ -35,6 +33,7 @@ class Parameters(Mapping[str, Array]):
 
     Examples
     --------
+    >>> import numpy as np
     >>> p = Parameters({"weight": (2, 3), "bias": (3,)}, np.zeros(9))
     >>> p["bias"][:] = 1
     >>> p.flat
