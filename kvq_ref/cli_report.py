@@ -88,6 +88,8 @@ def _findings(options: argparse.Namespace) -> Findings:
     for name in options.by:
         if FIELDS[name] is str:
             raise ValueError(f"{name}: expected a setting that is a number for the x axis")
+    if compared in chosen:
+        raise ValueError(f"{compared}: it is compared, so it cannot be what is chosen; choose another with --compare")
     if chosen:
         searched = seeds(options.best_on) if options.best_on else None
         runs = choose(runs, chosen, compared, searched)

@@ -13,8 +13,12 @@ import kvq_ref as kvq
 from kvq_ref import arrays, dispatch, features, heads, masks, testing
 from kvq_ref.dispatch import FORMS
 
-# What an installation without the extra "tour", without a GPU or without the kernels may lack.
-OPTIONAL = ("cupy", "cupyx", "jax", "kvq_ref._ext", "matplotlib", "sklearn", "threadpoolctl", "torch", "tqdm")
+# What an installation without the extras, without a GPU or without the kernels may lack.
+OPTIONAL = (
+    *("cupy", "cupyx", "jax", "kvq_ref._ext", "torch"),
+    *("joblib", "matplotlib", "safetensors", "sklearn", "threadpoolctl", "tomli_w", "tqdm"),
+    *("dask", "distributed"),
+)
 
 
 def module_names() -> list[str]:

@@ -92,7 +92,7 @@ def test_cells_that_fail_and_kill(address: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_scheduler(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="tcp://127.0.0.1:1: no scheduler answers"):
+    with pytest.raises(ClusterError, match=r"tcp://127.0.0.1:1: no scheduler answers"):
         list(run_on_cluster([Config(**SMALL)], tmp_path, "tcp://127.0.0.1:1", timeout=0.5))
 
 
@@ -101,6 +101,6 @@ def test_a_cell_continues_from_the_files_that_are_sent(tmp_path: Path) -> None:
     files, error = run_from_files(config.settings, {})
     assert not error
     del files["result.json"]
-    again, _ = run_from_files(config.settings, {name: content for name, content in files.items()})
+    again, _ = run_from_files(config.settings, dict(files))
     assert again["metrics.jsonl"] == files["metrics.jsonl"]
     assert b'"steps": 40,' in again["cost.json"]  # none was trained again

@@ -64,7 +64,7 @@ def test_values(name: str, text: str, expected: list[Any]) -> None:
     ],
 )
 def test_an_axis_that_is_none(text: str, words: str) -> None:
-    with pytest.raises(ValueError, match="NAME|tau|rate") as refusal:
+    with pytest.raises(ValueError, match=r"NAME|tau|rate") as refusal:
         axis(text)
     assert words in str(refusal.value)
 
@@ -105,7 +105,7 @@ def test_a_grid_with_one_bad_run_is_refused(fixed: dict[str, Any], axes: list[st
 
 def test_runs_that_are_the_same_are_one() -> None:
     assert len(grid({}, [axis("form=softmax,softmax_attention")])) == 1
-    assert len(grid({}, [axis("T=none,%d" % Config(tau=5).settings["T"]), axis("tau=5")])) == 1
+    assert len(grid({}, [axis(f"T=none,{Config(tau=5).settings['T']}"), axis("tau=5")])) == 1
     assert len(grid({}, [axis("optimizer=adamw,sgd"), axis("momentum=0.5,0.9")])) == 3
 
 
