@@ -1,0 +1,108 @@
+"""The runs behind docs/ladder.md and the fourth tutorial.
+
+    python docs/make_ladder.py run DIR        train what DIR does not have yet; an hour on two cores
+    python docs/make_ladder.py write DIR      put the results into docs/results/ladder.json
+
+Each line of ``STUDIES`` is a ``kvq-ref run``; the name in front is the folder in DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kvq_ref.files import write_atomically
+from kvq_ref.lab.results import read_runs
+
+RESULTS = Path(__file__).with_name("results") / "ladder.json"
+COMMON = "--steps 1500 --batch 32"
+TAUS, NUMBERS = "--N 5 --set tau=2,3,4,6,8", "--tau 4 --set N=2,3,8"
+
+# What the search found best for each form: most runs solved, then the best accuracy, then the fewest steps.
+BEST = {
+    ("softmax", "rotary"): "--rate 3e-2",
+    ("expressive", "rotary"): "--rate 1e-2",
+    ("softmax", "alibi"): "--rate 1e-2",
+    ("expressive", "alibi"): "--rate 1e-2",
+    ("softmax", "learned"): "--rate 3e-2",
+    ("expressive", "learned"): "--rate 1e-2 --gain 2",
+}
+FORMS = ("softmax", "expressive")
+MAP = {
+    "heads-1": "--heads 1",
+    "heads-4": "--heads 4",
+    "layers-1": "--layers 1",
+    "layers-4": "--layers 4",
+    "width-16": "--width 16",
+    "width-64": "--width 64",
+    "norm-none": "--norm none",
+    "norm-post": "--norm post",
+    "gain-half": "--gain 0.5",
+    "gain-4": "--gain 4",
+    "no-decay": "--weight-decay 0",
+    "sgd": "--optimizer sgd --rate 0.1",
+    "determined": "--loss determined",
+}
+SEVERAL = ("2:5 3:4", "2:5 3:4 4:3 5:3", "2:5 3:4 4:3 5:3 2:7 3:6 5:4 7:3")
+
+
+def studies() -> list[tuple[str, str]]:
+    """Folder and arguments of each sweep, in the order of their importance."""
+    search = "--N 4 --tau 3 --set form=softmax,expressive --set positions=rotary,alibi,learned"
+    found = [("search", f"nt {search} --set rate=1e-3,3e-3,1e-2,3e-2 --set gain=1,2 --seeds 100:101 {COMMON}")]
+    for (form, positions), best in BEST.items():
+        given = f"--form {form} --positions {positions} {best} {COMMON}"
+        found.append(("ladder", f"nt {TAUS} {given} --seeds 10"))
+        found.append(("ladder", f"nt {NUMBERS} {given} --seeds 10"))
+    for tasks in SEVERAL:
+        for form in FORMS:
+            for positions in ("rotary", "alibi"):
+                given = f"--form {form} --positions {positions} {BEST[form, positions]} {COMMON}"
+                found.append(("several", f"several --tasks '{tasks}' {given} --seeds 10"))
+    for name, change in MAP.items():
+        for form in FORMS:
+            for positions in ("rotary", "alibi"):
+                given = f"--form {form} --positions {positions} {BEST[form, positions]} {COMMON} {change}"
+                found.append((f"map/{name}", f"nt --N 5 --tau 4 {given} --seeds 5"))
+    return found
+
+
+def run(folder: Path) -> None:
+    """Train what is missing; a study that is interrupted goes on the next time."""
+    for name, arguments in studies():
+        command = ["kvq-ref", "run", *shlex.split(arguments), "--jobs", "2", "--out", str(folder / name)]
+        print("$", shlex.join(command), flush=True)
+        if subprocess.run(command).returncode not in (0, 1):
+            raise SystemExit("stopped; the same command goes on")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Every run as one short row, by study, with the command that repeats it."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for name, _ in studies()):
+        rows = []
+        if (folder / name / "cells").is_dir():
+            for x in read_runs([folder / name]).finished:
+                kinds = {kind: round(value, 4) for kind, value in x.result.items() if kind.startswith("accuracy N=")}
+                ends = {"solved": x.result["solved"], "steps": x.result["steps"], **kinds}
+                accuracy = {end: round(x.result[end], 4) for end in ("accuracy", "best_accuracy")}
+                rows.append({"command": x.config.command(), **ends, **accuracy})
+        found[name] = sorted(rows, key=lambda row: str(row["command"]))
+    return found
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    if what == "run":
+        run(where)
+    else:
+        RESULTS.parent.mkdir(exist_ok=True)
+        lines = (
+            f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
+            for name, rows in results(where).items()
+        )
+        write_atomically(RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
