@@ -29,7 +29,7 @@ BEST = {
     ("softmax", "alibi"): "--rate 1e-2",
     ("expressive", "alibi"): "--rate 1e-2",
     ("softmax", "learned"): "--rate 3e-2",
-    ("expressive", "learned"): "--rate 1e-2 --gain 2",
+    ("expressive", "learned"): "--rate 3e-2 --gain 2",
 }
 FORMS = ("softmax", "expressive")
 MAP = {

@@ -111,7 +111,7 @@ class Config:
     --------
     >>> config = Config(form="expressive", N=2, tau=5)
     >>> config.task_of().length, config.model().heads
-    (13, 2)
+    (21, 2)
     """
 
     task: str = "nt"
