@@ -37,7 +37,7 @@ class _Watch:
 
     @property
     def failed(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome.state == "failed"]
+        return [outcome for outcome in self.outcomes if outcome.state != "finished"]
 
     def __enter__(self) -> Any:
         return self

@@ -66,7 +66,7 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
     >>> result = {"solved": True, "diverged": False, "steps": 100, "accuracy": 1.0}
     >>> point, = summarise([Run(Config(seed=seed), result) for seed in (0, 1, 2)])
     >>> point.n, str(point.solved), point.steps
-    (3, '1.000 [0.438, 1.000]', 100.0)
+    (3, '1.000 [0.439, 1.000]', 100.0)
     """
     names = varying(run.config for run in runs)
     found = []

@@ -4,8 +4,10 @@ A cell is a task of :class:`distributed.Client`. Nothing is asked of the workers
 disks: what there is of a cell travels to the worker, and what came of it travels
 back as the bytes of its files, which are written here. Where a worker is lost,
 the scheduler gives its cells to another, where they begin where they stood when
-they were sent; a cell that takes so many workers with it as the scheduler allows
-has failed (``distributed.scheduler.allowed-failures``, 3 unless configured).
+they were sent. Where so many workers are lost as the scheduler allows
+(``distributed.scheduler.allowed-failures``, 3 unless configured), it gives up what
+they had, and does not know what it was that killed them: so such a cell is sent
+again at the end, by itself, and has failed if that is given up, too.
 
 Tasks are submitted one by one, and not through joblib's Dask backend: there, one
 cell that kills its workers ends the whole call and with it all the others.
@@ -57,34 +59,52 @@ def run_on_cluster(configs: Sequence[Config], out: Path, scheduler: str, timeout
     OSError
         If the disk is full, here.
     """
-    waiting = {}
+    waiting = []
     for config in configs:
         if (result := result_in(folder_of(config, out))) is not None:
             yield Outcome(config, folder_of(config, out), "finished", result, is_new=False)
         else:
-            waiting[config.name] = config
+            waiting.append(config)
     if not waiting:
         return
     import distributed
 
     connect: Any = distributed.Client
-    as_completed: Any = distributed.as_completed
     try:
         client = connect(scheduler, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"{scheduler}: no scheduler answers ({error})") from None
     with client, _quiet():
-        futures = {}
-        for config in waiting.values():
-            folder = folder_of(config, out)
-            files = as_files(folder) if folder.is_dir() else {}
-            futures[client.submit(run_from_files, config.settings, files, pure=False)] = config
-        for future in as_completed(list(futures), loop=client.loop):
-            if future.status not in ("finished", "error"):  # lost or cancelled: nobody has it any more
-                raise ClusterError(f"{scheduler}: the scheduler was lost")
-            config = futures.pop(future)
-            yield _outcome(config, folder_of(config, out), future)
-            future.release()
+        suspects = []
+        for config, future in _together(client, waiting, out):
+            if _killed(future):
+                suspects.append(config)
+            else:
+                yield _outcome(config, folder_of(config, out), future)
+        for suspect in suspects:
+            for config, future in _together(client, [suspect], out):
+                yield _outcome(config, folder_of(config, out), future)
+
+
+def _together(client: Any, configs: Sequence[Config], out: Path) -> Iterator[tuple[Config, Any]]:
+    """Submit the cells, and give each with its future as it ends."""
+    import distributed
+
+    as_completed: Any = distributed.as_completed
+    futures = {}
+    for config in configs:
+        folder = folder_of(config, out)
+        files = as_files(folder) if folder.is_dir() else {}
+        futures[client.submit(run_from_files, config.settings, files, pure=False)] = config
+    for future in as_completed(list(futures), loop=client.loop):
+        if future.status not in ("finished", "error"):  # lost or cancelled: nobody has it any more
+            raise ClusterError(f"{client.scheduler.addr}: the scheduler was lost")
+        yield futures.pop(future), future
+        future.release()
+
+
+def _killed(future: Any) -> bool:
+    return future.status == "error" and type(future.exception()).__name__ == "KilledWorker"
 
 
 @contextlib.contextmanager
@@ -103,7 +123,7 @@ def _outcome(config: Config, folder: Path, future: Any) -> Outcome:
     """What a task gave, written into the cell's folder."""
     if future.status != "finished":
         error = future.exception()
-        what = f"it was lost with its workers: {error}" if type(error).__name__ == "KilledWorker" else repr(error)
+        what = f"it was lost with its workers: {error}" if _killed(future) else repr(error)
         return failure(config, folder, what)
     files, error = future.result()
     if error:

@@ -116,11 +116,11 @@ def _read(cell: Path) -> Run:
 
 def _without_defaults(config: Config) -> Config:
     """The same run, where what the task or the form chooses is not said: its command is shorter."""
-    said = config.settings
-    for name in ("T", "alpha"):
-        less = {x: value for x, value in said.items() if x != name}
-        said = less if Config.of(less).name == config.name else said
-    return Config.of(said)
+    for names in ({"T", "alpha"}, {"T"}, {"alpha"}):
+        shorter = Config.of({name: value for name, value in config.settings.items() if name not in names})
+        if shorter.name == config.name:
+            return shorter
+    return config
 
 
 def where(runs: Iterable[Run], name: str, values: Sequence[Any]) -> list[Run]:

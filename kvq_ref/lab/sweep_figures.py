@@ -144,7 +144,7 @@ def _panels(
                 ax.set_xlabel(axes[-1, 0].get_xlabel())
         figure.supylabel(y_label, fontsize=10.5)
         if compare:
-            figure.legend(legend.values(), legend.keys(), title=compare, loc="outside right upper")
+            figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=4)
 
     return draw_both(size, draw_all)
 

@@ -17,6 +17,7 @@ from kvq_ref.lab.picture import Picture
 from kvq_ref.lab.results import Run, Runs, varying
 from kvq_ref.lab.table import Table
 
+FEW = 12
 READING = (
     "solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. accuracy: of the tokens "
     "that are determined, on held-out sequences, at the end of the run; the mean over seeds with Student's 95 % "
@@ -25,11 +26,11 @@ READING = (
 )
 COMPARING = (
     "Every row is a point of the grid at which all settings that both have to share are the same, and compares the "
-    "runs of equal seeds in pairs. accuracy +: mean difference of the accuracies, first less second, with Student's "
-    "95 % interval; p: Wilcoxon's signed-rank test, and Holm's adjustment for all rows of the table; +/=/-: seeds for "
-    "which the first is more accurate, as accurate, less accurate. steps -/=/+: seeds for which the first needs fewer "
-    "steps to the target, as many, more (not to reach it is slowest; neither reaches it: as many), and the sign test; "
-    "ratio of steps: geometric mean of the second's over the first's, over the seeds for which both reach the target. "
+    "runs of equal seeds in pairs. Accuracy: the mean difference, first less second, with Student's 95 % interval; p: "
+    "Wilcoxon's signed-rank test, and Holm's adjustment for all rows of the table; +/=/-: seeds for which the first is "
+    "more accurate, as accurate, less accurate. Steps: +/=/-: seeds for which the first needs fewer steps to the "
+    "target, as many, more (not to reach it is slowest; neither reaches it: as many), and p of the sign test; ratio: "
+    "geometric mean of the second's steps over the first's, over the seeds for which both reach the target. "
     "By accuracy the first is ahead (or behind) where the 95 % interval of the difference has no zero in it; by steps, "
     "where the sign test has p < 0.05; equal where all pairs are; else it is open. Neither word is adjusted for the "
     "number of rows: by chance alone, one row in twenty may be called ahead or behind."
@@ -199,7 +200,8 @@ def _comparisons(findings: Findings) -> list[tuple[str, Table]]:
         return []
     found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons))]
     for (first, second), group in tables.pairs(findings.comparisons).items():
-        found.append((f"{tables.as_word(first)} against {tables.as_word(second)}", tables.comparison_table(group)))
+        title = f"{tables.as_word(first)} against {tables.as_word(second)}"
+        found += [(f"{title}: accuracy", tables.accuracy_table(group)), (f"{title}: steps", tables.speed_table(group))]
     return found
 
 
@@ -216,10 +218,11 @@ def verdict(findings: Findings) -> str:
 
 
 def missing(found: Runs) -> list[str]:
-    """Cells that the report is not about, by name."""
+    """Cells that the report is not about, by name; report.json has all the names."""
     lines = []
     if found.unfinished:
-        names = ", ".join(path.name for path in found.unfinished)
+        names = ", ".join(path.name for path in found.unfinished[:FEW])
+        names += f" and {len(found.unfinished) - FEW} more" if len(found.unfinished) > FEW else ""
         lines.append(f"Not finished, and left out: {_count(len(found.unfinished), 'run')} ({names}).")
     for words, cells in (("Failed", found.failed), ("Cannot be read", found.broken)):
         lines += [f"{words}: {path.name}: {why}" for path, why in cells.items()]

@@ -54,17 +54,26 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
     return Table(head, rows, text_columns=len(names))
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every point of the grid for one pair."""
+def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every point of the grid for one pair, compared by accuracy."""
     names = shown(comparisons[0].settings)
-    head = (*names, "seeds", "accuracy +", "95 %", "p", "Holm", "+/=/-", "", "steps -/=/+", "p", "ratio of steps", "")
     rows = []
     for x in comparisons:
         words = tuple(as_word(x.settings[name]) for name in names)
-        accuracy = (f"{x.difference.value:+.3f}", _interval(x.difference, 3, "+"), _p(x.p), _p(x.holm), str(x.accuracy))
-        ratio = f"{x.ratio.value:.2f} {_interval(x.ratio, 2)} of {x.both}" if x.both else "-"
-        rows.append((*words, str(x.n), *accuracy, x.by_accuracy, str(x.speed), _p(x.speed.p), ratio, x.by_speed))
-    return Table(head, rows, text_columns=len(names))
+        numbers = (f"{x.difference.value:+.3f}", _interval(x.difference, 3, "+"), _p(x.p), _p(x.holm))
+        rows.append((*words, str(x.n), *numbers, str(x.accuracy), x.by_accuracy))
+    return Table((*names, "seeds", "difference", "95 %", "p", "Holm", "+/=/-", ""), rows, text_columns=len(names))
+
+
+def speed_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every point of the grid for one pair, compared by the steps to the target."""
+    names = shown(comparisons[0].settings)
+    rows = []
+    for x in comparisons:
+        words = tuple(as_word(x.settings[name]) for name in names)
+        ratio = (f"{x.ratio.value:.2f}", _interval(x.ratio, 2)) if x.both else ("-", "-")
+        rows.append((*words, str(x.n), str(x.speed), _p(x.speed.p), str(x.both), *ratio, x.by_speed))
+    return Table((*names, "seeds", "+/=/-", "p", "both reach", "ratio", "95 %", ""), rows, text_columns=len(names))
 
 
 def verdict_table(comparisons: Sequence[Comparison]) -> Table:

@@ -314,3 +314,12 @@ def test_interrupted(more: list[str]) -> None:
         r"interrupted, (0 of 3 runs finished|at step \d+); the same command goes on:\n  kvq-ref run nt ", error
     )
     assert "Traceback" not in error
+
+
+def test_a_run_that_another_process_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    process = start(*LONGER, "--steps", "100000")
+    wait_for(process, "kvq-runs/cells/*/metrics.jsonl")
+    assert main(["run", *LONGER, "--steps", "100000"]) == 1
+    assert "another process is training this run" in capsys.readouterr().out
+    process.kill()
+    process.communicate()

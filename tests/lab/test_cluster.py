@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvq_ref.cli import main
 from kvq_ref.lab import cluster
 from kvq_ref.lab.cell import folder_of
 from kvq_ref.lab.cluster import ClusterError, run_from_files, run_on_cluster
@@ -30,9 +31,9 @@ def contents(configs: list[Config], out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler that gives a task up when the second worker is lost by it."""
+    """A scheduler that gives up all that a worker had, once it is lost."""
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
@@ -89,6 +90,14 @@ def test_cells_that_fail_and_kill(address: str, tmp_path: Path, monkeypatch: pyt
     assert "remove it to begin anew" in outcomes[2].error
     for seed in (1, 2):
         assert configs[seed].command() in (outcomes[seed].folder / "error.txt").read_text()
+
+
+def test_the_command(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "nt", "--tau", "2", "--N", "3", "--width", "8", "--steps", "4", "--evaluate-on", "32"]
+    assert main([*arguments, "--seeds", "2", "--scheduler", address, "--out", str(tmp_path)]) == 0
+    assert "2 of 2 runs finished" in capsys.readouterr().out
+    assert main([*arguments, "--seeds", "3", "--scheduler", "tcp://127.0.0.1:x", "--out", str(tmp_path)]) == 1
+    assert "tcp://127.0.0.1:x: no scheduler answers" in capsys.readouterr().err
 
 
 def test_no_scheduler(tmp_path: Path) -> None:

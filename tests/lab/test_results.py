@@ -261,7 +261,7 @@ def test_the_page_and_the_files(sweep: list[Run], tmp_path: Path) -> None:
     assert numbers["unfinished"] == ["0123456789ab"]
     text = (tmp_path / "report.md").read_text()
     assert text.count("    kvq-ref run nt") == 18
-    assert len(re.findall(r"^\| \d", text, re.MULTILINE)) == 18 + 18
+    assert len(re.findall(r"^\| \d", text, re.MULTILINE)) == 18 + 2 * 18
 
 
 def test_one_run_is_enough_for_a_report(tmp_path: Path) -> None:
