@@ -62,6 +62,8 @@ def studies() -> list[tuple[str, str]]:
     # Where the forms change places, the search is made anew, with ten seeds, at each point.
     far = "--N 5 --set tau=16,24,32 --positions learned --set form=softmax,expressive --set rate=1e-3,3e-3,1e-2"
     found.append(("far", f"nt {far} --seeds 10 {COMMON}"))
+    far = "--N 5 --tau 8 --positions alibi --set form=softmax,expressive --set rate=3e-3,1e-2,3e-2"
+    found.append(("far", f"nt {far} --seeds 10 {COMMON}"))
     for tasks in SEVERAL:
         for form in FORMS:
             for positions in ("rotary", "learned"):
