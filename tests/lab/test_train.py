@@ -33,7 +33,6 @@ def test_it_learns(tmp_path: Path) -> None:
     result = train(Config(form="expressive", N=2, tau=5), tmp_path / "run")
     assert result["solved"]
     assert result["accuracy"] == 1.0
-    assert result["steps"] <= 2000
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(50, result["steps"] + 1, 50))
     assert rows[-1]["loss"] < rows[0]["loss"]
