@@ -7,6 +7,7 @@ combination of the settings that remain; a dot for each run.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
     values = sorted({run.config.settings[by] for run in runs if by in run.config.settings})
     is_log = FIELDS[by] is float and min(values) > 0 and max(values) > 4 * min(values)
     most = max(run.config.steps for run in runs)
+    # of all panels: they have one axis, and whichever is drawn first would set it
+    lowest = min(run.accuracy for run in runs) if measure == "accuracy" else 0.0
 
     def draw(ax: Axes, lines: Lines, theme: Theme) -> None:
         for i, (value, of_line) in enumerate(lines):
@@ -77,7 +80,7 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.axhline(most, color=theme.yardstick, linewidth=0.8, linestyle=":")
         else:
-            ax.set_ylim(-0.04 if measure == "solved" else None, 1.04)
+            ax.set_ylim(lowest - 0.04 * (1 - lowest or 1), 1 + 0.04 * (1 - lowest or 1))
         ax.grid(color=theme.faint, linewidth=0.4)
 
     return _panels(runs, [by], compare, MEASURES[measure], draw)
@@ -99,7 +102,7 @@ def learning_curves(runs: Sequence[Run], compare: str | None) -> Picture:
                 if run.result["solved"]:
                     ax.plot(steps[-1], accuracy[-1], ".", color=style["color"], markersize=6)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.set_ylim(top=1.04)
+        ax.set_ylim(-0.04, 1.04)
         ax.set_xlabel("step")
         ax.grid(color=theme.faint, linewidth=0.4)
 
@@ -142,7 +145,7 @@ def _panels(
             if i + columns >= len(panels):  # the lowest of its column, where the last row is not full
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(axes[-1, 0].get_xlabel())
-        figure.supylabel(y_label, fontsize=10.5)
+        figure.supylabel(textwrap.fill(y_label, 22 if rows == 1 else 60), fontsize=10.5)
         if compare:
             figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=4)
 
