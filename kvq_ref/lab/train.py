@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 import kvq_ref as kvq
+from kvq_ref.arrays import creation_namespace
 from kvq_ref.files import to_json, write_atomically
 from kvq_ref.lab.config import Config
 from kvq_ref.lab.nn.losses import cross_entropy
@@ -86,7 +87,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
     if finished.exists():
         found: dict[str, Any] = json.loads(finished.read_text())
         return found
-    with _threads(config.threads):
+    with _threads(config.threads), kvq.use_backend(config.backend):
         state = _load(config, folder) if (folder / "checkpoint.safetensors").exists() else _begin(config)
         _advance(config, folder, state, report or (lambda step, row: None))
     result = _result(config, state)
@@ -171,10 +172,7 @@ def _begin(config: Config) -> State:
     for name, x in parameters.items():
         if name.endswith("attention.qkv.weight"):
             x[:, : 2 * config.width] *= config.gain  # those of queries and keys
-    if config.backend == "cupy":
-        import cupy
-
-        parameters = Parameters(parameters.shapes, cupy.asarray(parameters.flat))
+    parameters = Parameters(parameters.shapes, creation_namespace().asarray(parameters.flat))
     if config.optimizer == "sgd":
         optimizer: SGD | AdamW = SGD(momentum=config.momentum, weight_decay=config.weight_decay)
     else:

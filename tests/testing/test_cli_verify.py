@@ -153,7 +153,7 @@ def test_a_verdict_needs_a_law_that_was_checked(run: Run) -> None:
         ([], "--form is missing"),
         (["--form", "softmax"], "the target is missing"),
         (["mine:attention"], "--form is missing"),
-        (["mine:attention", "--form", "sofmax"], "expected one of softmax_attention"),
+        (["mine:attention", "--form", "sofmax"], "expected one of 'softmax'"),
         (["mine:attention", "--form", "softmax", "--law", "definitoin"], "did you mean 'definition'?"),
         (["mine:attention", "--form", "softmax", "--except", "x"], "there is none of the name 'x'"),
         (["mine:attention", "--form", "softmax", "--json", "no/a.json"], "no such folder: no"),
