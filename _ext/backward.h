@@ -105,7 +105,7 @@ static void backward_prepare(const tiled_problem *P, idx batch, const real *q, c
 {
     const idx d = P->d, dv = P->dv, tiles = tile_count(P);
     const real *out = (const real *)P->out + batch * P->Tq * dv;
-    const real *stats = (const real *)P->stats + batch * P->Tq * KVQ_STATS;
+    const real *stats = (const real *)P->kept + batch * P->Tq * STATISTICS;
     for (idx t = 0; t < tiles; t++) {
         const query_tile tile = tile_at(P, t);
         pack_queries(&tile, q, d, s->qt + t * d * TILE, (real)P->scale * z_units(P->score));
@@ -181,6 +181,7 @@ static void backward_run(const void *problem, void *workspace, idx task)
     const real *dout = (const real *)P->dout + batch * Tq * dv;
     backward_scratch s;
     backward_layout(P, workspace, &s);
+    if (P->not_finite && split == 0) tell_if_doubtful(P->not_finite, doubt_about(dout, Tq * dv));
     backward_prepare(P, batch, q, dout, &s);
 
     block_view x;

@@ -99,8 +99,8 @@ INLINE void halve(const ridge_problem *P, idx n, const real *k, const real *q, r
                   int has_past, const real *uz, real *pq)
 {
     const idx d = P->d, both = 2 * lanes(P);
-    turn(n, d, k, d, pq, both);
-    turn(n, d, q, d, pq + padded(n), both); /* next to the keys: one substitution serves both */
+    transpose_padded(n, d, k, d, pq, both, 1);
+    transpose_padded(n, d, q, d, pq + padded(n), both, 1); /* next to the keys: one substitution serves both */
     if (has_past) substitute_down(d, uz, fit_stride(P), 2 * vectors(n), pq, both);
     else scale_rows(d, 2 * padded(n), both, 1 / root(alpha), pq);
 }
@@ -162,7 +162,7 @@ static idx causal_fit_one_by_one(const ridge_problem *P, idx from, idx n, const 
     for (idx t = from; t < n; t++) {
         add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
         if (!eliminate_past(P, alpha, s->hr, s->uz, s->diagonal)) return t;
-        turn(1, d, q + t * d, d, s->pq, both);
+        transpose_padded(1, d, q + t * d, d, s->pq, both, 1);
         substitute_down(d, s->uz, stride, 1, s->pq, both);
         product_along_columns(1, vectors(dv), d, s->pq, both, s->uz + padded(d), stride, s->out,
                               padded(dv), OVERWRITE, NULL);

@@ -111,7 +111,7 @@ static void by_regression(const ridge_problem *P, idx from, idx n, const real *q
                           causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P), w = lanes(P), both = 2 * w;
-    turn(n, d, q, d, s->yu, both);
+    transpose_padded(n, d, q, d, s->yu, both, 1);
     substitute_down(d, s->uz, stride, vectors(n), s->yu, both);
     product_along_rows(d, vectors(n), dv, s->uz + padded(d), stride, s->gt, w,
                        s->yu + padded(n), both, OVERWRITE);
@@ -133,14 +133,14 @@ static const real *one_by_one(const ridge_problem *P, idx from, idx n, const rea
     for (idx t = from; t < n; t++) {
         add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
         eliminate_past(P, alpha, s->hr, s->uz, s->diagonal);
-        turn(1, dv, dout + t * dv, dv, s->gt, w);
+        transpose_padded(1, dv, dout + t * dv, dv, s->gt, w, 1);
         by_regression(P, t, 1, q + t * d, s);
     }
-    turn(n, dv, dout, dv, s->gt, w);
-    turn(n, d, s->y, dp, s->yu, w);
+    transpose_padded(n, dv, dout, dv, s->gt, w, 1);
+    transpose_padded(n, d, s->y, dp, s->yu, w, 1);
     upper_along_rows(w, n, d, d, k, d, s->yu, s->x);
     upper_along_rows(w, n, dv, dv, v, dv, s->gt, s->z);
-    turn(n, d, s->u, dp, s->yu, w);
+    transpose_padded(n, d, s->u, dp, s->yu, w, 1);
     for (idx r = 0; r < n; r += LANES) {
         product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, d, k + r * d, d, s->yu + r,
                            w, s->z + r * w + r, w, SUBTRACT);
@@ -167,7 +167,7 @@ static void add_tokens(const ridge_problem *P, idx n, const real *rows_g, causal
     product_along_columns(d, vectors(d), n, s->u, dp, s->y, dp, s->n, dp, ADD, NULL);
     product_along_columns(d, vectors(dv), n, s->y, dp, rows_g, dvp, s->a, dvp, ADD, NULL);
     add_transposed(d, s->n, s->both);
-    turn(d, dv, s->a, dvp, s->at, dp);
+    transpose_padded(d, dv, s->a, dvp, s->at, dp, 1);
 }
 
 static void causal_backward_run(const void *problem, void *workspace, idx entry)
@@ -198,7 +198,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
     }
     for (idx t = prefix; t < Tq; t += w) {
         const idx n = min_idx(w, Tq - t);
-        turn(n, dv, dout + t * dv, dv, s.gt, w);
+        transpose_padded(n, dv, dout + t * dv, dv, s.gt, w, 1);
         by_regression(P, 0, n, q + t * d, &s);
         put_rows(n, d, s.u, dq + t * d, 1);
         add_tokens(P, n, whole_vectors(n, dv, dout + t * dv, s.g), &s);
@@ -217,7 +217,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         const idx together = (idx)*f.count;
         const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv, *gt = dout + t * dv, *x = f.x;
         if (has_past) eliminate_past(P, alpha, f.hr, s.uz, s.diagonal);
-        turn(together, dv, gt, dv, s.gt, w);
+        transpose_padded(together, dv, gt, dv, s.gt, w, 1);
         if (together > 0) x = by_chunk(P, together, qt, kt, alpha, has_past, &f, &s);
         if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, has_past, &f, &s);
         put_rows(n, d, s.u, dq + t * d, 1);

@@ -1,30 +1,36 @@
-/* finite.h - whether an array holds neither NaN nor infinity, at the speed of memory. */
+/* finite.h - whether numbers are neither NaN nor infinite, at the speed of memory. */
 #ifndef KVQ_FINITE_H
 #define KVQ_FINITE_H
 
-#include "simd.h"
+#include "part.h"
 
 /* 0 * x is 0 for a finite x and NaN for the others; NaN survives addition. Four sums hide the
  * latency of one. */
+INLINE vec doubt_about(const real *x, idx n)
+{
+    vec sum[4] = {{0}, {0}, {0}, {0}};
+    idx i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        UNROLL for (int u = 0; u < 4; u++) sum[u] += load(x + i + u * LANES) * 0;
+    for (; i < n; i += LANES) sum[0] += load_part(x + i, n - i, 0) * 0;
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+INLINE int is_doubt(vec sum) { return sum_of_lanes(sum) != 0; } /* NaN != 0 */
+
+/* From inside a task, of which there may be several at a time. */
+INLINE void tell_if_doubtful(int *not_finite, vec sum)
+{
+    if (is_doubt(sum)) __atomic_store_n(not_finite, 1, __ATOMIC_RELAXED);
+}
+
 static int all_finite(const void *data, size_t count)
 {
     const real *x = (const real *)data;
-    const size_t step = 4 * LANES, whole = count - count % step;
-    const size_t page = 64 * step; /* look at the sums this often, and stop early */
-    size_t i = 0;
-    while (i < whole) {
-        const size_t end = whole - i < page ? whole : i + page;
-        vec sum[4] = {{0}, {0}, {0}, {0}};
-        for (; i < end; i += step)
-            UNROLL for (int u = 0; u < 4; u++) sum[u] += load(x + i + u * LANES) * 0;
-        const vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        real probe = 0;
-        for (int lane = 0; lane < LANES; lane++) probe += total[lane];
-        if (probe != 0) return 0; /* NaN != 0 */
-    }
-    real probe = 0;
-    for (; i < count; i++) probe += x[i] * 0;
-    return probe == 0;
+    const idx n = (idx)count, page = 256 * LANES; /* look at the sums this often, and stop early */
+    for (idx i = 0; i < n; i += page)
+        if (is_doubt(doubt_about(x + i, n - i < page ? n - i : page))) return 0;
+    return 1;
 }
 
 #endif

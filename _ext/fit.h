@@ -186,7 +186,7 @@ static void fit_backward_run(const void *problem, void *workspace, idx entry)
     fit_backward_layout(P, workspace, &s);
     if (P->served[entry] < P->Tq) return; /* what a wider type served, it differentiates */
 
-    turn(d, dv, w, stride, s.wt, padded(d));
+    transpose_padded(d, dv, w, stride, s.wt, padded(d), 1);
     for (idx i = 0; i < P->Tq; i += ROWS) {
         const idx n = min_idx(ROWS, P->Tq - i);
         const real *g = whole_vectors(n, dv, dout + i * dv, s.rows_dv);
@@ -201,7 +201,7 @@ static void fit_backward_run(const void *problem, void *workspace, idx entry)
     substitute_up(d, u, stride, vectors(dv), s.z, padded(dv));
     P->dalpha[entry] = -dot_rows(d, dv, s.z, padded(dv), w, stride);
 
-    turn(d, dv, s.z, padded(dv), s.zt, padded(d));
+    transpose_padded(d, dv, s.z, padded(dv), s.zt, padded(d), 1);
     product_along_rows(d, vectors(d), dv, w, stride, s.zt, padded(d), s.m, padded(d), OVERWRITE);
     product_along_rows(d, vectors(d), dv, s.z, padded(dv), s.wt, padded(d), s.m, padded(d), ADD);
     for (idx j = 0; j < P->Tk; j += ROWS) {

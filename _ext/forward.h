@@ -6,6 +6,7 @@
 #ifndef KVQ_FORWARD_H
 #define KVQ_FORWARD_H
 
+#include "finite.h"
 #include "product.h"
 #include "score.h"
 
@@ -57,12 +58,31 @@ static void forward_finish(const tiled_problem *P, idx batch, const query_tile *
 }
 
 /* For backward: the peaks of a batch entry's queries, then their N. */
+enum { STATISTICS = 2 };
+
 INLINE void keep_statistics(const tiled_problem *P, idx batch, const query_tile *tile,
                             const forward_scratch *s)
 {
-    real *stats = (real *)P->stats + batch * P->Tq * KVQ_STATS + tile->start;
+    real *stats = (real *)P->kept + batch * P->Tq * STATISTICS + tile->start;
     memcpy(stats, s->peak, (size_t)tile->n * sizeof(real));
     memcpy(stats + P->Tq, s->sum, (size_t)tile->n * sizeof(real));
+}
+
+/* Whoever asks is told whether q, k, v are finite; they are read here while they are on their way to the cache
+ * anyhow, keys and values once. */
+INLINE void tell_whether_finite(const tiled_problem *P, const query_tile *tile, const real *q,
+                                const real *k, const real *v)
+{
+    if (!P->not_finite) return;
+    vec doubt = doubt_about(q + tile->start * P->d, tile->n * P->d);
+    if (tile->start == 0) doubt += doubt_about(k, P->Tk * P->d) + doubt_about(v, P->Tk * P->dv);
+    tell_if_doubtful(P->not_finite, doubt);
+}
+
+NOINLINE void weigh_segment(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
+                            real *peak, real *sum, real *rescale)
+{
+    weigh(score, kind, keys, nv, z, TILE, e, peak, sum, rescale, NULL);
 }
 
 static void forward_run(const void *problem, void *workspace, idx task)
@@ -77,6 +97,7 @@ static void forward_run(const void *problem, void *workspace, idx task)
     forward_scratch s;
     forward_layout(P, workspace, &s);
 
+    tell_whether_finite(P, &tile, q, k, v);
     pack_queries(&tile, q, P->d, s.qt, (real)P->scale * z_units(P->score));
     for (idx i = 0; i < tile.nv * LANES; i++) {
         s.peak[i] = REAL_LOWEST; /* finite, so that (-inf) - peak is -inf and not NaN */
@@ -92,15 +113,15 @@ static void forward_run(const void *problem, void *workspace, idx task)
         product_along_rows(seg.n, nv, P->d, k + seg.key * P->d, P->d, s.qt + from, TILE,
                            s.z + from, TILE, OVERWRITE);
         if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e + from);
-        weigh(P->score, kind, seg.n, nv, s.z + from, s.e + from, s.peak + from, s.sum + from,
-              s.rescale + from);
+        weigh_segment(P->score, kind, seg.n, nv, s.z + from, s.e + from, s.peak + from, s.sum + from,
+                      s.rescale + from);
         product_along_columns(P->dv, nv, seg.n, v + seg.key * P->dv, P->dv, s.z + from, TILE,
                               s.ot + from, TILE, is_first ? OVERWRITE : RESCALE, s.rescale + from);
         is_first = 0; /* the first segment of a tile always has v0 = 0 */
     }
     if (is_first) memset(s.ot, 0, (size_t)(P->dv * TILE) * sizeof(real)); /* Tk = 0 */
     forward_finish(P, batch, &tile, &s);
-    if (P->stats) keep_statistics(P, batch, &tile, &s);
+    if (P->kept) keep_statistics(P, batch, &tile, &s);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* part.h - vectors of which only the first n lanes are there, and sums across lanes. */
+/* part.h - vectors of which only the first n lanes are there: transposition of any matrix, sums across lanes. */
 #ifndef KVQ_PART_H
 #define KVQ_PART_H
 
@@ -36,6 +36,54 @@ INLINE void store_part(real *p, vec x, idx n)
     else store_lanes(p, x, n);
 }
 
+/* ---- transposition --------------------------------------------------------------------------- */
+/* One piece of at most LANES x LANES numbers. With PADS, lanes of rows that are not there are set to 0. */
+INLINE void transpose_piece(const int IS_WHOLE, const int PADS, idx rows, idx columns, const real *from,
+                            idx from_stride, real *to, idx to_stride, real factor)
+{
+    vec x[LANES];
+    UNROLL for (int i = 0; i < LANES; i++)
+    {
+        if (IS_WHOLE) x[i] = load(from + i * from_stride) * factor;
+        else if (i < rows) x[i] = load_part(from + i * from_stride, columns, 0) * factor;
+        else x[i] = (vec){0};
+    }
+    transpose_registers(x);
+    UNROLL for (int i = 0; i < LANES; i++)
+    {
+        if (IS_WHOLE) store(to + i * to_stride, x[i]);
+        else if (i < columns) store_part(to + i * to_stride, x[i], PADS ? LANES : rows);
+    }
+}
+
+INLINE void transpose_pieces(const int PADS, idx rows, idx columns, const real *from, idx from_stride,
+                             real *to, idx to_stride, real factor)
+{
+    for (idx r = 0; r < rows; r += LANES)
+        for (idx c = 0; c < columns; c += LANES) {
+            const real *a = from + r * from_stride + c;
+            real *b = to + c * to_stride + r;
+            if (r + LANES <= rows && c + LANES <= columns)
+                transpose_piece(1, PADS, LANES, LANES, a, from_stride, b, to_stride, factor);
+            else transpose_piece(0, PADS, rows - r, columns - c, a, from_stride, b, to_stride, factor);
+        }
+}
+
+/* to[c][r] = factor * from[r][c] for a rows x columns matrix. */
+NOINLINE void transpose(idx rows, idx columns, const real *restrict from, idx from_stride,
+                        real *restrict to, idx to_stride, real factor)
+{
+    transpose_pieces(0, rows, columns, from, from_stride, to, to_stride, factor);
+}
+
+/* The same, and the rest of the last vector of each row of `to` is 0. */
+NOINLINE void transpose_padded(idx rows, idx columns, const real *restrict from, idx from_stride,
+                               real *restrict to, idx to_stride, real factor)
+{
+    transpose_pieces(1, rows, columns, from, from_stride, to, to_stride, factor);
+}
+
+/* ---- sums across lanes ----------------------------------------------------------------------- */
 /* Blocks of 128 bits are joined with blocks, then lanes inside a block: every lane ends up with the result. */
 #if VECTOR_BYTES > 16
 #define ACROSS_BLOCKS(x, JOIN) \

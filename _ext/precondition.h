@@ -80,7 +80,7 @@ static idx solve_one_by_one(idx w, idx from, idx n, idx d, const real *k, real a
     for (idx t = from; t < n; t++) {
         add_gram(1, d, whole_vectors(1, d, k + t * d, copy), h, padded(d), ADD);
         if (!eliminate_sum(d, h, alpha, u, diagonal)) return t;
-        turn(1, d, x + t * d, d, xt, w);
+        transpose_padded(1, d, x + t * d, d, xt, w, 1);
         substitute_down(d, u, padded(d), 1, xt, w);
         substitute_up(d, u, padded(d), 1, xt, w);
         transpose(d, 1, xt, w, y + t * d, d, 1);
@@ -106,7 +106,7 @@ static void residuals(idx n, idx d, const chunk_factors *f, const real *k, const
                       real *rt, real *b)
 {
     const idx w = f->w, dp = padded(d);
-    turn(n, d, x, d, rt, w);
+    transpose_padded(n, d, x, d, rt, w, 1);
     for (idx c = 0; c < d; c++)
         for (idx t = 0; t < padded(n); t += LANES)
             store(rt + c * w + t, load(rt + c * w + t) - load(yt + c * w + t) * f->alpha);
@@ -160,7 +160,7 @@ static size_t precondition_workspace_bytes(const void *problem)
 static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *diagonal)
 {
     const idx w = f->w;
-    turn(n, d, k, d, f->mt, w);
+    transpose_padded(n, d, k, d, f->mt, w, 1);
     solve_tokens(n, d, f, f->mt);
     upper_along_rows(w, n, d, SHORT, k, d, f->mt, f->own);
     const idx served = eliminate_leverages(w, n, f->own, diagonal);
@@ -175,7 +175,7 @@ static void apply_to_rows(idx n, idx d, const chunk_factors *f, const real *k, c
                           real *b, real *y)
 {
     const idx w = f->w, steep = (idx)*f->steep;
-    turn(n, d, x, d, yt, w);
+    transpose_padded(n, d, x, d, yt, w, 1);
     apply_inverses(n, d, f, yt, b);
     if (steep < n) {
         residuals(n, d, f, k, x, yt, rt, b);
@@ -236,7 +236,7 @@ static void precondition_run(const void *problem, void *workspace, idx entry)
     f.u = f.h;
     for (idx t = prefix; t < Tq; t += w) {
         const idx n = min_idx(w, Tq - t);
-        turn(n, d, q + t * d, d, s.xt, w);
+        transpose_padded(n, d, q + t * d, d, s.xt, w, 1);
         solve_tokens(n, d, &f, s.xt);
         transpose(d, n, s.xt, w, q_star + t * d, d, 1);
     }

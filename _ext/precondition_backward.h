@@ -61,7 +61,7 @@ INLINE void add_outer(idx n, idx d, const real *u, const real *y,
  * in dk these products nearly cancel the gradient of the scores, and then the error of x must be in both. */
 INLINE void seen_products(idx n, idx d, idx w, const real *k, const real *x, real *xt, real *xk)
 {
-    turn(n, d, x, d, xt, w);
+    transpose_padded(n, d, x, d, xt, w, 1);
     upper_along_rows(w, n, d, d, k, d, xt, xk);
     for (idx r = 0; r < n; r += LANES) hide_later_keys(w, n, r, xk);
 }
@@ -86,7 +86,7 @@ static void precondition_backward_run(const void *problem, void *workspace, idx 
     all.u = all.h;
     for (idx t = prefix; t < Tq; t += w) {
         const idx n = min_idx(w, Tq - t);
-        turn(n, d, dy + t * d, d, s.ut, w);
+        transpose_padded(n, d, dy + t * d, d, s.ut, w, 1);
         solve_tokens(n, d, &all, s.ut);
         transpose(d, n, s.ut, w, u + t * d, d, 1);
         add_outer(n, d, u + t * d, y + t * d, &s);

@@ -48,12 +48,4 @@ INLINE void put_rows(idx n, idx columns, const real *from, real *rows, real fact
         }
 }
 
-/* to (columns x padded(n)) = x^T for an x of n rows; what pads the lanes is zero. */
-INLINE void turn(idx n, idx columns, const real *x, idx stride, real *to, idx to_stride)
-{
-    if (n % LANES)
-        for (idx c = 0; c < columns; c++) store(to + c * to_stride + n - n % LANES, (vec){0});
-    transpose(n, columns, x, stride, to, to_stride, 1);
-}
-
 #endif

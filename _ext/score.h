@@ -32,24 +32,24 @@ INLINE vec bounded(vec z)
 
 /* ---- forward: scores become weights, in place ------------------------------------------------ */
 /* peak and sum are the running statistics of these queries. What was summed before under the old
- * peak must be multiplied by *rescale. */
-INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, const real *e, vec *peak,
-                            vec *sum, vec *rescale)
+ * peak must be multiplied by *rescale. Rows of z are `stride` apart. */
+INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
+                            vec *peak, vec *sum, vec *rescale)
 {
     vec top = *peak;
     for (idx j = 0; j < keys; j++) {
-        vec zj = load(z + j * TILE);
+        vec zj = load(z + j * stride);
         if (kind == BIASED) zj += load(e + j * TILE);
         if (kind != PLAIN) {
             zj = where(visible(kind, j, e), zj, splat(-REAL_INFINITY));
-            store(z + j * TILE, zj);
+            store(z + j * stride, zj);
         }
         top = largest(zj, top);
     }
     vec total = {0};
     for (idx j = 0; j < keys; j++) {
-        const vec w = exp2_of_nonpositive(load(z + j * TILE) - top);
-        store(z + j * TILE, w);
+        const vec w = exp2_of_nonpositive(load(z + j * stride) - top);
+        store(z + j * stride, w);
         total += w;
     }
     *rescale = exp2_of_nonpositive(*peak - top);
@@ -57,19 +57,27 @@ INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, const real *e
     *peak = top;
 }
 
-INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, const real *e, vec *peak,
-                               vec *sum, vec *rescale)
+/* slope, where asked for, receives dw/dz. (Softmax is its own.) */
+INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
+                               vec *peak, vec *sum, vec *rescale, real *slope)
 {
     vec top = *peak;
     if (kind == BIASED)
         for (idx j = 0; j < keys; j++) top = largest(load(e + j * TILE), top);
     vec total = {0};
     for (idx j = 0; j < keys; j++) {
-        const vec zj = bounded(load(z + j * TILE)), square = zj * zj;
-        vec w = square / (square + 1);
-        if (kind == BIASED) w *= exp2_of_nonpositive(load(e + j * TILE) - top);
-        if (kind != PLAIN) w = keep(visible(kind, j, e), w);
-        store(z + j * TILE, w);
+        const vec zj = bounded(load(z + j * stride)), r = inverse_of(zj * zj + 1), zr = zj * r;
+        vec w = zj * zr, dw = 2 * zr * r;
+        if (kind == BIASED) {
+            const vec factor = exp2_of_nonpositive(load(e + j * TILE) - top);
+            w *= factor, dw *= factor;
+        }
+        if (kind != PLAIN) {
+            const ivec seen = visible(kind, j, e);
+            w = keep(seen, w), dw = keep(seen, dw);
+        }
+        store(z + j * stride, w);
+        if (slope) store(slope + j * stride, dw);
         total += w;
     }
     *rescale = kind == BIASED ? exp2_of_nonpositive(*peak - top) : splat(1);
@@ -118,7 +126,7 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
 {
     for (idx j = 0; j < keys; j++) {
         vec zj = bounded(load(z + j * TILE));
-        const vec r = 1 / (zj * zj + 1);
+        const vec r = inverse_of(zj * zj + 1);
         vec zr = zj * r * n.rescue, over_n = n.inverse;
         vec g = load(dp + j * TILE) - delta;
         if (kind == BIASED) over_n *= exp2_of_nonpositive(load(e + j * TILE) - peak);
@@ -148,13 +156,15 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
 INLINE exponent_kind after_the_first(exponent_kind kind) { return kind == DIAGONAL ? PLAIN : kind; }
 
 /* Pointers are to vector v0 of their rows; nv vectors are processed. */
-NOINLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
-                    real *peak, real *sum, real *rescale)
+INLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, idx stride,
+                  const real *e, real *peak, real *sum, real *rescale, real *slope)
 {
     for (idx at = 0; at < nv * LANES; at += LANES) {
         vec top = load(peak + at), total = load(sum + at), factor = {0};
-#define SOFTMAX(KIND) softmax_weights(KIND, keys, z + at, e + at, &top, &total, &factor)
-#define EXPRESSIVE(KIND) expressive_weights(KIND, keys, z + at, e + at, &top, &total, &factor)
+        real *dw = slope ? slope + at : NULL;
+#define SOFTMAX(KIND) softmax_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor)
+#define EXPRESSIVE(KIND) \
+    expressive_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor, dw)
         if (score == KVQ_SOFTMAX) FOR_EACH_KIND(SOFTMAX)
         else FOR_EACH_KIND(EXPRESSIVE)
 #undef SOFTMAX

@@ -11,7 +11,7 @@
 #ifndef KVQ_TILE_H
 #define KVQ_TILE_H
 
-#include "simd.h"
+#include "part.h"
 #include "tiled.h"
 
 #define TILE (BLOCK_COLUMNS * LANES) /* queries in a full tile; the row stride of tile buffers */
@@ -36,9 +36,10 @@ INLINE idx tile_count(const tiled_problem *P)
 /* Vectors are dealt out evenly, so 4 vectors become 2 + 2 and not 3 + 1. */
 INLINE query_tile tile_at(const tiled_problem *P, idx t)
 {
-    const idx count = tile_count(P), all = vectors(P->Tq), small = all / count, extra = all % count;
-    const idx first = t * small + min_idx(t, extra);
-    query_tile tile;
+    const idx count = tile_count(P), all = vectors(P->Tq);
+    query_tile tile = {0, P->Tq, all};
+    if (count == 1) return tile; /* a division takes as long as some rows of a small head */
+    const idx small = all / count, extra = all % count, first = t * small + min_idx(t, extra);
     tile.start = first * LANES;
     tile.nv = small + (t < extra);
     tile.n = min_idx(tile.nv * LANES, P->Tq - tile.start);
@@ -157,10 +158,7 @@ NOINLINE void fill_exponents(const tiled_problem *P, idx batch, const query_tile
 INLINE void pack_queries(const query_tile *tile, const real *x, idx columns, real *packed,
                          real factor)
 {
-    if (tile->n % LANES)
-        for (idx c = 0; c < columns; c++)
-            store(packed + c * TILE + (tile->nv - 1) * LANES, (vec){0});
-    transpose(tile->n, columns, x + tile->start * columns, columns, packed, TILE, factor);
+    transpose_padded(tile->n, columns, x + tile->start * columns, columns, packed, TILE, factor);
 }
 
 /* ---- scratch memory -------------------------------------------------------------------------- */

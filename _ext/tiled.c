@@ -2,13 +2,12 @@
  *
  * Compiled once per pair; what it exports is one table. Read the parts in this order: simd.h
  * (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h (softmax,
- * expressive), forward.h, backward.h. levels.c chooses a table, threads.c spreads the tasks.
+ * expressive), forward.h, backward.h, small.h. levels.c chooses a table, threads.c spreads the tasks.
  */
 #include <stdlib.h>
 
 #include "backward.h"
-#include "finite.h"
-#include "forward.h"
+#include "small.h"
 #include "threads.h"
 
 /* ---- the two passes -------------------------------------------------------------------------- */
@@ -19,14 +18,19 @@ static double pairs(const tiled_problem *P)
 
 static int forward(const tiled_problem *P, int num_threads)
 {
-    static const kvq_pass pass = {forward_tasks, forward_workspace_bytes, forward_run};
+    static const kvq_pass tiled = {forward_tasks, forward_workspace_bytes, forward_run};
+    static const kvq_pass small = {forward_tasks, small_forward_workspace_bytes, small_forward_run};
     /* an exponential costs about as much as 16 multiply-adds */
-    return kvq_run(&pass, P, pairs(P) * (double)(P->d + P->dv + 16), num_threads);
+    const double work = pairs(P) * (double)(P->d + P->dv + 16);
+    return kvq_run(is_small(P) ? &small : &tiled, P, work, num_threads);
 }
 
 static int backward(tiled_problem *P, int num_threads)
 {
-    static const kvq_pass pass = {backward_tasks, backward_workspace_bytes, backward_run};
+    static const kvq_pass tiled = {backward_tasks, backward_workspace_bytes, backward_run};
+    static const kvq_pass small = {small_backward_tasks, small_backward_workspace_bytes, small_backward_run};
+    const double work = pairs(P) * (double)(3 * P->d + 2 * P->dv + 16);
+    if (is_small(P)) return kvq_run(&small, P, work, num_threads);
     P->splits = key_splits(P);
     const idx partials = P->splits - 1;
     P->dq_partials = NULL;
@@ -35,12 +39,16 @@ static int backward(tiled_problem *P, int num_threads)
         P->dq_partials = malloc(numbers * sizeof(real) + 1);
         if (!P->dq_partials) return -1;
     }
-    const int failed =
-        kvq_run(&pass, P, pairs(P) * (double)(3 * P->d + 2 * P->dv + 16), num_threads);
+    const int failed = kvq_run(&tiled, P, work, num_threads);
     if (!failed && partials > 0) sum_dq_partials(P);
     free(P->dq_partials);
     return failed;
 }
 
+static size_t kept_numbers(const tiled_problem *P)
+{
+    return (size_t)(P->batch * (is_small(P) ? small_numbers(P) : STATISTICS * P->Tq));
+}
+
 extern const tiled_table KVQ_TABLE(tiled);
-const tiled_table KVQ_TABLE(tiled) = {forward, backward, all_finite};
+const tiled_table KVQ_TABLE(tiled) = {forward, backward, kept_numbers, is_small, all_finite};

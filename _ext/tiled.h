@@ -16,8 +16,9 @@ typedef struct {
     const void *q, *k, *v;
     const char *mask, *bias;
     ptrdiff_t mask_strides[3], bias_strides[3];
-    void *out;   /* read by backward */
-    void *stats; /* (batch, KVQ_STATS, Tq): largest exponents in units of log2, and N. May be NULL */
+    void *out;       /* read by backward, but after a small forward */
+    void *kept;      /* what forward keeps for backward: kept_numbers of them. NULL in a forward that is all */
+    int *not_finite; /* set to 1 where q, k, v (backward: dout) hold NaN or infinity; NULL: they do not */
     /* backward only */
     const void *dout;
     void *dq, *dk, *dv_out;
@@ -27,13 +28,14 @@ typedef struct {
 } tiled_problem;
 
 enum { KVQ_SOFTMAX = 0, KVQ_EXPRESSIVE = 1 };
-enum { KVQ_STATS = 2 };
 
 /* What one (level, dtype) build of tiled.c exports. */
 typedef struct {
     /* Return 0, or -1 when scratch memory could not be had. */
     int (*forward)(const tiled_problem *, int num_threads);
     int (*backward)(tiled_problem *, int num_threads);
+    size_t (*kept_numbers)(const tiled_problem *);
+    int (*is_small)(const tiled_problem *); /* then the weights are kept, and backward does not read out */
     int (*all_finite)(const void *, size_t count);
 } tiled_table;
 

@@ -7,7 +7,6 @@ microsecond: they look at everything, and whatever is not plain they leave to th
 """
 import numpy as np
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport isfinite, sqrt
 from libc.string cimport memcpy
 cimport numpy as cnp
@@ -45,7 +44,8 @@ cdef extern from "tiled.h" nogil:
         Py_ssize_t mask_strides[3]
         Py_ssize_t bias_strides[3]
         void *out
-        void *stats
+        void *kept
+        int *not_finite
         const void *dout
         void *dq
         void *dk
@@ -55,12 +55,13 @@ cdef extern from "tiled.h" nogil:
     ctypedef struct tiled_table:
         int (*forward)(const tiled_problem *, int num_threads) noexcept nogil
         int (*backward)(tiled_problem *, int num_threads) noexcept nogil
+        size_t (*kept_numbers)(const tiled_problem *) noexcept nogil
+        int (*is_small)(const tiled_problem *) noexcept nogil
         int (*all_finite)(const void *, size_t count) noexcept nogil
 
     enum:
         KVQ_SOFTMAX
         KVQ_EXPRESSIVE
-        KVQ_STATS
 
 cnp.import_array()
 
@@ -117,7 +118,8 @@ cdef int describe(tiled_problem *p, int score, q, k, v, mask, bias, bint is_caus
     p.k = dense("k", k, type_number, False, p.batch, p.Tk, p.d)
     p.v = dense("v", v, type_number, False, p.batch, p.Tk, p.dv)
     p.mask = p.bias = NULL
-    p.stats = p.dbias = NULL
+    p.kept = p.dbias = NULL
+    p.not_finite = NULL
     if mask is not None:
         if type(mask) is not cnp.ndarray or mask.dtype != np.bool_:
             raise ValueError("mask must be an array of bool")
@@ -136,14 +138,23 @@ cdef int describe(tiled_problem *p, int score, q, k, v, mask, bias, bint is_caus
     return type_number
 
 
-cdef bytes new_stats(tiled_problem *p, int type_number):
-    """Two numbers per query: the largest exponent and N."""
-    cdef Py_ssize_t real_bytes = 4 if type_number == cnp.NPY_FLOAT else 8
-    return PyBytes_FromStringAndSize(NULL, p.batch * p.Tq * KVQ_STATS * real_bytes)
+cdef object room_for_kept(const tiled_table *kernels, tiled_problem *p, int type_number):
+    """An array for what forward keeps for backward: of each query its largest exponent and N, or all its weights."""
+    cdef cnp.npy_intp numbers = <cnp.npy_intp> kernels.kept_numbers(p)
+    if numbers * (4 if type_number == cnp.NPY_FLOAT else 8) < _pooled:
+        return cnp.PyArray_EMPTY(1, &numbers, type_number, 0)
+    return empty((numbers,), np.float32 if type_number == cnp.NPY_FLOAT else np.float64)
+
+
+cdef void *kept_data(const tiled_table *kernels, tiled_problem *p, int type_number, cnp.ndarray kept) except? NULL:
+    if (cnp.PyArray_TYPE(kept) != type_number or <size_t> cnp.PyArray_SIZE(kept) != kernels.kept_numbers(p)
+            or not is_plain(kept)):
+        raise ValueError("kept must be what forward returned for the same arguments")
+    return cnp.PyArray_DATA(kept)
 
 
 def forward(int score, q, k, v, mask, bias, bint is_causal, double scale, out, int num_threads, *, simd=None):
-    """out_i = sum_j w_ij v_j / N_i, written to `out`. Returns what `backward` wants as `stats`.
+    """out_i = sum_j w_ij v_j / N_i, written to `out`. Returns what `backward` wants as `kept`.
 
     score is SOFTMAX (w = exp(scale q.k + bias)) or EXPRESSIVE (w = exp(bias) z^2 / (1 + z^2)).
     q (B, Tq, d), k (B, Tk, d), v (B, Tk, dv), out (B, Tq, dv): C-contiguous, float32 or float64.
@@ -156,20 +167,20 @@ def forward(int score, q, k, v, mask, bias, bint is_causal, double scale, out, i
     check_threads(num_threads)
     type_number = describe(&p, score, q, k, v, mask, bias, is_causal, scale)
     p.out = dense("out", out, type_number, True, p.batch, p.Tq, p.dv)
-    stats = new_stats(&p, type_number)
-    p.stats = PyBytes_AS_STRING(stats)
     kernels = <const tiled_table *> table_of(tiled_builds, type_number, simd)
+    kept = room_for_kept(kernels, &p, type_number)
+    p.kept = cnp.PyArray_DATA(kept)
     with nogil:
         failed = kernels.forward(&p, num_threads)
     check_memory(failed)
-    return stats
+    return kept
 
 
-def backward(int score, dout, q, k, v, out, bytes stats, mask, bias, bint is_causal, double scale,
+def backward(int score, dout, q, k, v, out, cnp.ndarray kept, mask, bias, bint is_causal, double scale,
              dq, dk, dv, dbias, int num_threads, *, simd=None):
     """The gradients for `dout`, written to dq, dk, dv and, unless it is None, dbias (B, Tq, Tk).
 
-    out and stats are what `forward` wrote and returned for the same arguments. A row without weight
+    out and kept are what `forward` wrote and returned for the same arguments. A row without weight
     adds nothing to any gradient.
     """
     cdef tiled_problem p
@@ -179,15 +190,13 @@ def backward(int score, dout, q, k, v, out, bytes stats, mask, bias, bint is_cau
     t = describe(&p, score, q, k, v, mask, bias, is_causal, scale)
     p.dout = dense("dout", dout, t, False, p.batch, p.Tq, p.dv)
     p.out = dense("out", out, t, False, p.batch, p.Tq, p.dv)
-    if len(stats) != p.batch * p.Tq * KVQ_STATS * (4 if t == cnp.NPY_FLOAT else 8):
-        raise ValueError("stats must be what forward returned for the same arguments")
-    p.stats = PyBytes_AS_STRING(stats)
     p.dq = dense("dq", dq, t, True, p.batch, p.Tq, p.d)
     p.dk = dense("dk", dk, t, True, p.batch, p.Tk, p.d)
     p.dv_out = dense("dv", dv, t, True, p.batch, p.Tk, p.dv)
     if dbias is not None:
         p.dbias = dense("dbias", dbias, t, True, p.batch, p.Tq, p.Tk)
     kernels = <const tiled_table *> table_of(tiled_builds, t, simd)
+    p.kept = kept_data(kernels, &p, t, kept)
     with nogil:
         failed = kernels.backward(&p, num_threads)
     check_memory(failed)
@@ -220,15 +229,10 @@ cdef int describe_plain(tiled_problem *p, int score, q, k, v, is_causal, scale) 
     else:
         return 0
     p.mask = p.bias = NULL
-    p.stats = p.dbias = NULL
+    p.kept = p.dbias = NULL
+    p.not_finite = NULL
     p.q, p.k, p.v = cnp.PyArray_DATA(q), cnp.PyArray_DATA(k), cnp.PyArray_DATA(v)
     return 1
-
-
-cdef bint are_finite(const tiled_table *kernels, tiled_problem *p) noexcept nogil:
-    return (kernels.all_finite(p.q, <size_t> (p.batch * p.Tq * p.d))
-            and kernels.all_finite(p.k, <size_t> (p.batch * p.Tk * p.d))
-            and kernels.all_finite(p.v, <size_t> (p.batch * p.Tk * p.dv)))
 
 
 cdef int threads_for(double multiply_adds, num_threads) except -1:
@@ -237,66 +241,67 @@ cdef int threads_for(double multiply_adds, num_threads) except -1:
 
 
 def quick(int score, q, k, v, is_causal, scale, out, num_threads, bint saves):
-    """The result, or (result, copy, stats) if it `saves` for `quick_backward`; None if the call is not plain.
+    """The result, or (result, copy, kept) if it `saves` for `quick_backward`; None if the call is not plain.
 
-    The result is written into `out`, unless that is None. The copy is the pullback's own: the result is the caller's
-    to write into. num_threads() is asked only where threads are worth it.
+    The result is written into `out`, unless that is None. The copy is the pullback's own, for the result is the
+    caller's to write into; it is None where backward does not read it. num_threads() is asked only where threads are
+    worth it.
     """
     cdef tiled_problem p
     cdef const tiled_table *kernels
-    cdef int failed, threads
-    cdef bytes stats = None
+    cdef int failed, threads, not_finite = 0
     cdef void *copied = NULL
     cdef size_t bytes_out
-    cdef bint is_finite
     if not describe_plain(&p, score, q, k, v, is_causal, scale):
         return None
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
-    with nogil:
-        is_finite = are_finite(kernels, &p)
-    if not is_finite:
-        return None
     if out is None:
         out = like(q, p.dv, _pooled, empty)
     elif not can_take_the_result(out, q, k, v):
         return None
     threads = threads_for(<double> p.batch * p.Tq * p.Tk * (p.d + p.dv), num_threads)
+    p.not_finite = &not_finite
     p.out = cnp.PyArray_DATA(out)
     bytes_out = <size_t> cnp.PyArray_NBYTES(out)
+    copy = kept = None
     if saves:
-        stats = new_stats(&p, cnp.PyArray_TYPE(q))
-        p.stats = PyBytes_AS_STRING(stats)
-        copy = like(q, p.dv, _pooled, empty)
-        copied = cnp.PyArray_DATA(copy)
+        kept = room_for_kept(kernels, &p, cnp.PyArray_TYPE(q))
+        p.kept = cnp.PyArray_DATA(kept)
+        if not kernels.is_small(&p):
+            copy = like(q, p.dv, _pooled, empty)
+            copied = cnp.PyArray_DATA(copy)
     with nogil:
         failed = kernels.forward(&p, threads)
         if copied != NULL:
             memcpy(copied, p.out, bytes_out)
     check_memory(failed)
-    return (out, copy, stats) if saves else out
+    if not_finite:
+        return None
+    return (out, copy, kept) if saves else out
 
 
-def quick_backward(int score, dout, q, k, v, out, bytes stats, is_causal, scale, num_threads):
+def quick_backward(int score, dout, q, k, v, out, cnp.ndarray kept, is_causal, scale, num_threads):
     """(dq, dk, dv) after a `quick` that saved; None if dout is not plain. That the inputs are finite, `quick` has seen.
 
-    out and stats are the copy and the stats that `quick` gave.
+    out and kept are the copy and what was kept of `quick`.
     """
     cdef tiled_problem p
     cdef const tiled_table *kernels
-    cdef int failed, threads
+    cdef int failed, threads, not_finite = 0
     if not (is_plain(dout) and describe_plain(&p, score, q, k, v, is_causal, scale)):
         return None
-    if not has_shape_of(dout, out, p.dv):
+    if not has_shape_of(dout, q, p.dv):
         return None
     kernels = <const tiled_table *> table_of(tiled_builds, cnp.PyArray_TYPE(q), None)
-    if not kernels.all_finite(cnp.PyArray_DATA(dout), <size_t> cnp.PyArray_SIZE(dout)):
-        return None
     threads = threads_for(<double> p.batch * p.Tq * p.Tk * (3 * p.d + 2 * p.dv), num_threads)
     dq, dk = like(q, p.d, _pooled, empty), like(k, p.d, _pooled, empty)
     dv = like(v, p.dv, _pooled, empty)
-    p.out, p.dout, p.stats = cnp.PyArray_DATA(out), cnp.PyArray_DATA(dout), PyBytes_AS_STRING(stats)
+    p.not_finite = &not_finite
+    p.kept = kept_data(kernels, &p, cnp.PyArray_TYPE(q), kept)
+    p.out = NULL if out is None else cnp.PyArray_DATA(out)
+    p.dout = cnp.PyArray_DATA(dout)
     p.dq, p.dk, p.dv_out = cnp.PyArray_DATA(dq), cnp.PyArray_DATA(dk), cnp.PyArray_DATA(dv)
     with nogil:
         failed = kernels.backward(&p, threads)
     check_memory(failed)
-    return dq, dk, dv
+    return None if not_finite else (dq, dk, dv)

@@ -1,4 +1,4 @@
-"""Softmax and expressive attention: fused, tiled, without an array of (Tq, Tk)."""
+"""Softmax and expressive attention: fused and tiled; beyond 64 keys, no array of (Tq, Tk)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forward(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Array, Saved]:
-    """Fused attention of one score form; the (Tq, Tk) weights are never stored."""
+    """Fused attention of one score form; the (Tq, Tk) weights are stored for at most 64 keys, and never beyond."""
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1)) if score == "softmax" else 1.0
     if bias is not None and not all_finite(bias):  # what is -inf has no weight
@@ -43,18 +43,18 @@ def forward(
 
     flat_out = empty((*flat_q.shape[:2], v.shape[-1]), q.dtype)
     arguments = (flat_mask, flat_bias, is_causal, scale)
-    stats = tiled_ext.forward(SCORES[score], flat_q, flat_k, flat_v, *arguments, flat_out, num_threads())
+    kept = tiled_ext.forward(SCORES[score], flat_q, flat_k, flat_v, *arguments, flat_out, num_threads())
     out = flat_out.reshape(*leading, *flat_out.shape[1:])
-    return out, (score, leading, flat_q, flat_k, flat_v, flat_out, stats, arguments)
+    return out, (score, leading, flat_q, flat_k, flat_v, flat_out, kept, arguments)
 
 
 def backward(dout: Array, saved: Saved) -> Grads:
-    score, leading, q, k, v, out, stats, (mask, bias, is_causal, scale) = saved
+    score, leading, q, k, v, out, kept, (mask, bias, is_causal, scale) = saved
     dq, dk, dv = (empty(x.shape, x.dtype) for x in (q, k, v))
     dbias = None if bias is None else empty((q.shape[0], q.shape[1], k.shape[1]), q.dtype)
     flat_dout = plain(dout).reshape(out.shape)
     tiled_ext.backward(
-        SCORES[score], flat_dout, q, k, v, out, stats, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
+        SCORES[score], flat_dout, q, k, v, out, kept, mask, bias, is_causal, scale, dq, dk, dv, dbias, num_threads()
     )
     dq, dk, dv, dbias = (None if x is None else x.reshape(*leading, *x.shape[1:]) for x in (dq, dk, dv, dbias))
     return Grads(q=dq, k=dk, v=dv, bias=dbias)
@@ -79,12 +79,12 @@ def quick_vjp(
     done = tiled_ext.quick(number, q, k, v, is_causal, scale, options["out"], num_threads, True)
     if done is None:
         return None
-    out, copy, stats = done
+    out, copy, kept = done
 
     def pullback(dout: Any) -> Grads | None:
         if type(dout) is np.ndarray and not dout.flags.c_contiguous:
             dout = plain(dout)
-        grads = tiled_ext.quick_backward(number, dout, q, k, v, copy, stats, is_causal, scale, num_threads)
+        grads = tiled_ext.quick_backward(number, dout, q, k, v, copy, kept, is_causal, scale, num_threads)
         return None if grads is None else Grads(*grads)
 
     return out, pullback
