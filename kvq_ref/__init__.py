@@ -23,8 +23,10 @@ from kvq_ref.attention import (
     expressive_intention,
     intention,
     linear_attention,
+    quadratic_attention,
     sigma_intention,
     softmax_attention,
+    taylor_attention,
     vjp,
 )
 from kvq_ref.config import show_config
@@ -50,10 +52,12 @@ __all__ = [
     "masks",
     "merge_heads",
     "partials",
+    "quadratic_attention",
     "show_config",
     "sigma_intention",
     "softmax_attention",
     "split_heads",
+    "taylor_attention",
     "use_backend",
     "use_implementation",
     "use_num_threads",

@@ -37,7 +37,16 @@ from kvq_ref.arrays import (
     sum_to_shape,
     transpose,
 )
-from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    expressive,
+    expressive_intention,
+    intention,
+    linear,
+    quadratic,
+    sigma_intention,
+    softmax,
+    taylor,
+)
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.kernels import linear as fast_linear
@@ -152,6 +161,8 @@ FORMS: dict[str, Form] = {
     for form in (
         _form("softmax_attention", softmax, _kernel(fast_tiled, "softmax")),
         _form("expressive_attention", expressive, _kernel(fast_tiled, "expressive")),
+        _form("quadratic_attention", quadratic),
+        _form("taylor_attention", taylor),
         _form("linear_attention", linear, _kernel(fast_linear)),
         _form("intention", intention, _kernel(fast_ridge)),
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),

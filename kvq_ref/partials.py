@@ -9,6 +9,7 @@ any order; a piece without keys is the neutral element:
 What a partial holds:
 
     softmax, expressive attention    m_i, sum_j w_ij v_j and sum_j w_ij, with all weights divided by exp(m_i)
+    quadratic, Taylor attention      the same
     linear attention                 sum_j phi(k_j) v_j^T and sum_j phi(k_j)
     Intention                        sum_j k_j k_j^T and sum_j k_j v_j^T
     sigma-, expressive Intention     first sum_j k_j k_j^T, which gives q*; then the first line, for q*
@@ -44,15 +45,25 @@ from kvq_ref import nonfinite, solve
 from kvq_ref.arguments import check_call, check_pair_shape, check_qkv_shapes, check_word
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, namespace, transpose
 from kvq_ref.features import FeatureMap
-from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    expressive,
+    expressive_intention,
+    intention,
+    linear,
+    quadratic,
+    sigma_intention,
+    softmax,
+    taylor,
+)
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.grid import GRID
 from kvq_ref.masks import row_divisor
 from kvq_ref.nonfinite import Inputs, Quarantine
 from kvq_ref.solvers import GRAM_SOLVERS
 from kvq_ref.types import Array
 
-# ---- Softmax and expressive attention: a mean of the values --------------------------
+# ---- Softmax, expressive, quadratic and Taylor attention: a mean of the values --------------------------
 #
 # Here and below, visible (..., Tq or 1, n) says which of a piece's n keys each query sees.
 
@@ -84,6 +95,22 @@ def softmax_weight(z: Array, bias: Array) -> tuple[Array, Array]:
 
 def expressive_weight(z: Array, bias: Array) -> tuple[Array, Array]:
     return bias, expressive.score(z)[0]
+
+
+def quadratic_weight(z: Array, bias: Array) -> tuple[Array, Array]:
+    """z^2 is all exponent: the least and the largest score of a row may be in different pieces."""
+    xp = namespace(z)
+    has_weight = z != 0
+    log = xp.log(xp.where(has_weight, xp.abs(z), xp.ones_like(z)))
+    return xp.where(has_weight, bias + 2 * log, xp.full_like(log, -math.inf)), xp.ones_like(log)
+
+
+def taylor_weight(z: Array, bias: Array) -> tuple[Array, Array]:
+    """(1 + (1 + z)^2) / 2 with c^2 taken out, c the larger of 1 and |z|, so that no square overflows."""
+    xp = namespace(z)
+    c = xp.where(xp.abs(z) > 1, xp.abs(z), xp.ones_like(z))
+    r = 1 / c
+    return bias + 2 * xp.log(c), (r * r + (r + z / c) ** 2) / 2
 
 
 def partial_mean(
@@ -204,6 +231,8 @@ class Round(NamedTuple):
 
 SOFTMAX = Round(functools.partial(partial_mean, softmax_weight), merge_means, finish_mean)
 EXPRESSIVE = Round(functools.partial(partial_mean, expressive_weight), merge_means, finish_mean)
+QUADRATIC = Round(functools.partial(partial_mean, quadratic_weight), merge_means, finish_mean)
+TAYLOR = Round(functools.partial(partial_mean, taylor_weight), merge_means, finish_mean)
 LINEAR = Round(partial_linear, add, finish_linear)
 INTENTION = Round(partial_intention, add, finish_intention)
 PRECONDITION = Round(partial_gram, add, finish_gram)
@@ -212,6 +241,8 @@ PRECONDITION = Round(partial_gram, add, finish_gram)
 FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "softmax_attention": (softmax, (SOFTMAX,)),
     "expressive_attention": (expressive, (EXPRESSIVE,)),
+    "quadratic_attention": (quadratic, (QUADRATIC,)),
+    "taylor_attention": (taylor, (TAYLOR,)),
     "linear_attention": (linear, (LINEAR,)),
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
@@ -361,7 +392,7 @@ def _prepare(
     if "solver" in ready:
         check_word("solver", ready["solver"], GRAM_SOLVERS)
     if "scale" in ready and ready["scale"] is None:
-        ready["scale"] = 1 / math.sqrt(max(q.shape[-1], 1)) if form == "softmax_attention" else 1.0
+        ready["scale"] = GRID[form].default_scale(q.shape[-1])
 
     xp, where, visible = namespace(q), device(q), ready.pop("mask")
     if visible is None:

@@ -17,6 +17,7 @@ from cases import ALL_FORMS, SERVED, each_implementation, public, relative_error
 
 import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS, Form
+from kvq_ref.grid import GRID
 
 BARS = {"float64": 1e-12, "float32": 1e-5}
 
@@ -262,7 +263,7 @@ def test_intention_without_penalty_is_of_minimum_norm(solver: str, kind: str, rn
 def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list[int]], **options: Any) -> Any:
     """One head of a form in the words of ``xp``, a query at a time, over the keys that it sees."""
     alpha, bias = options.get("alpha"), options.get("bias")
-    default_scale = q.shape[-1] ** -0.5 if form == "softmax_attention" else 1.0
+    default_scale = GRID[form].default_scale(q.shape[-1])
     scale = default_scale if options.get("scale") is None else options["scale"]
     rows = []
     for i, visible in enumerate(seen):
@@ -276,16 +277,21 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             w = scale * (elu_plus_one(xp, keys) @ elu_plus_one(xp, query))
         if bias is not None:
             w = w * xp.exp(bias[i][visible])
-        if form not in ("linear_attention", "intention") or options.get("normalize"):
+        if GRID[form].row == "mean" or options.get("normalize"):
             w = w / w.sum()
         rows.append(w @ values)
     return xp.stack(rows)
 
 
 def weights(form: str, xp: Any, z: Any) -> Any:
-    if form in ("softmax_attention", "sigma_intention"):
-        return xp.exp(z)
-    return z**2 / (1 + z**2) if form.startswith("expressive") else z
+    functions = {
+        "z": lambda: z,
+        "exp": lambda: xp.exp(z),
+        "z^2/(1+z^2)": lambda: z**2 / (1 + z**2),
+        "z^2": lambda: z**2,
+        "1+z+z^2/2": lambda: 1 + z + z**2 / 2,
+    }
+    return functions[GRID[form].score]()
 
 
 def preconditioned(xp: Any, query: Any, keys: Any, alpha: Any) -> Any:

@@ -38,6 +38,23 @@ def expressive_attention(
     return _loop(q, k, v, weight, normalize=True, **options)
 
 
+def quadratic_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.quadratic_attention`."""
+    scale = 1.0 if scale is None else scale
+    return _loop(q, k, v, lambda q_i, k_j: (scale * _dot(q_i, k_j)) ** 2, normalize=True, **options)
+
+
+def taylor_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.taylor_attention`."""
+    scale = 1.0 if scale is None else scale
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        z = scale * _dot(q_i, k_j)
+        return 1 + z + z * z / 2
+
+    return _loop(q, k, v, weight, normalize=True, **options)
+
+
 def linear_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
     """Loops for :func:`kvq_ref.linear_attention`; ``phi`` is a function of one number."""
     scale = 1.0 if scale is None else scale
@@ -73,6 +90,8 @@ ORACLES: dict[str, Oracle] = {
     for f in (
         softmax_attention,
         expressive_attention,
+        quadratic_attention,
+        taylor_attention,
         linear_attention,
         intention,
         sigma_intention,

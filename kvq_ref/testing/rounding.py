@@ -28,12 +28,12 @@ a gradient (weights, output, their gradient, result).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -106,6 +106,18 @@ def longest(call: Call) -> float:
 
 ByName = dict[str, F64]
 
+# What a score becomes: f, its slope, the most that bends it nearby, and the size of what is summed for f over f.
+FUNCTIONS: Mapping[str, Callable[[F64], tuple[F64, F64, F64, F64]]] = {
+    "z^2/(1+z^2)": lambda z: (z**2 / (1 + z**2), 2 * z / (1 + z**2) ** 2, 2.0 + 0 * z, 1.0 + 0 * z),
+    "z^2": lambda z: (z**2, 2 * z, 2.0 + 0 * z, 1.0 + 0 * z),
+    "1+z+z^2/2": lambda z: (
+        1 + z + z**2 / 2,
+        1 + z,
+        1.0 + 0 * z,
+        (1 + np.abs(z) + z**2 / 2) / (1 + z + z**2 / 2),
+    ),
+}
+
 
 def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> tuple[ByName, ByName, ByName]:
     """The units in a dtype of roundoff u, the size of what is summed, and how much of an underflow reaches the result.
@@ -115,11 +127,12 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     result itself are off by one.
     """
     _, _, d, _ = call.sizes
-    is_softmax = form in ("softmax_attention", "sigma_intention")
-    is_normalized = "bias" in FORMS[form].options or bool(call.get("normalize"))
+    place = GRID[form]
+    is_softmax = place.score == "exp"
+    is_normalized = place.row == "mean" or bool(call.get("normalize"))
     visible = call.visible()
     scale = call.get("scale")
-    scale = d**-0.5 if scale is None and form == "softmax_attention" else 1.0 if scale is None else scale
+    scale = place.default_scale(d) if scale is None else scale
     q, k, v = call.q, call.k, np.abs(call.v)
     if call.get("feature_map") == "elu+1":
         q, k = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (q, k))
@@ -128,7 +141,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     k_length = np.linalg.norm(k, axis=-1)
 
     # y: the query that meets the keys; its length, and the largest part of it that can be rounding.
-    solve = Solve.of(call) if "alpha" in FORMS[form].options else None
+    solve = Solve.of(call) if place.query == "preconditioned" else None
     y = q if solve is None else solve.y
     y_length = np.linalg.norm(y, axis=-1) if solve is None else solve.length
     cond = np.ones(y_length.shape) if solve is None else solve.cond
@@ -141,7 +154,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     bias = np.where(finite, bias, 0.0)
     dz = u * cond[..., None] * z_size
     relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
-    if form in ("linear_attention", "intention"):
+    if place.score == "z":
         w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z
     elif is_softmax:
         exponent = np.where(finite, z + bias, -np.inf)
@@ -154,8 +167,9 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         # The largest bias of a row cancels.
         shift = np.max(np.where(finite, bias, -np.inf), axis=-1, initial=-1e300, keepdims=True)
         factor = np.exp(np.where(finite, bias - shift, 0.0))
-        w = factor * z**2 / (1 + z**2)
-        slope, curve = factor * 2 * np.abs(z) / (1 + z**2) ** 2, 2 * factor
+        f, df, ddf, terms = FUNCTIONS[place.score](z)
+        w, slope, curve = factor * f, factor * np.abs(df), factor * ddf
+        relative = relative * terms  # as a sum rounds at the size of its terms
     w, slope, curve, dz, relative, z_size = (np.where(finite, x, 0.0) for x in (w, slope, curve, dz, relative, z_size))
     e = slope * dz + (0.0 if is_softmax else curve * limit * dz**2) + relative * w + u * w
     e_slope = curve * dz + (relative + u) * slope

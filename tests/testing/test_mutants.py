@@ -18,6 +18,8 @@ SEEDS = 20 if THOROUGH else 1
 PLAIN = {
     "softmax_attention": plain.softmax,
     "expressive_attention": plain.expressive,
+    "quadratic_attention": plain.quadratic,
+    "taylor_attention": plain.taylor,
     "linear_attention": plain.linear,
     "intention": plain.intention,
     "sigma_intention": plain.sigma,

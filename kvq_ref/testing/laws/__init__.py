@@ -12,9 +12,21 @@ from kvq_ref.testing.laws.limits import LIMITS
 from kvq_ref.testing.laws.masks import MASKS
 from kvq_ref.testing.laws.pieces import PIECES
 from kvq_ref.testing.laws.scales import SCALES
+from kvq_ref.testing.laws.scores import SCORES
 from kvq_ref.testing.laws.symmetry import SYMMETRY
 from kvq_ref.testing.laws.weights import WEIGHTS
 
-LAWS: tuple[Law, ...] = (*DEFINITION, *SYMMETRY, *WEIGHTS, *MASKS, *CAUSALITY, *SCALES, *PIECES, *FITS, *LIMITS)
+LAWS: tuple[Law, ...] = (
+    *DEFINITION,
+    *SYMMETRY,
+    *WEIGHTS,
+    *MASKS,
+    *CAUSALITY,
+    *SCALES,
+    *PIECES,
+    *FITS,
+    *LIMITS,
+    *SCORES,
+)
 
 __all__ = ["LAWS", "Comparison", "Law"]

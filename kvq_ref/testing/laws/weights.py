@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from kvq_ref.testing.calls import SIMPLE, Call
-from kvq_ref.testing.laws.law import PLAIN, WEIGHTED_MEANS, Comparison, law, suppose
+from kvq_ref.testing.laws.law import MAY_VANISH, PLAIN, WEIGHTED_MEANS, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, ask_gradients, exactly, same, weights
 from kvq_ref.testing.rounding import representable
 from kvq_ref.testing.target import Target
@@ -54,8 +54,8 @@ def output_lies_in_the_hull_of_visible_values(target: Target, call: Call) -> Ite
     values = call.v[..., None, :, :]
     least = np.min(np.where(visible, values, math.inf), axis=-2)
     largest = np.max(np.where(visible, values, -math.inf), axis=-2)
-    # Zero is right where all weights are zero. That takes an expressive form: the others have no weight of zero.
-    may_be_zero = (out.value == 0) & target.form.startswith("expressive")
+    # Zero is right where all weights are zero.
+    may_be_zero = (out.value == 0) & (target.form in MAY_VANISH)
     inside = np.where(may_be_zero, 0.0, np.clip(out.value, least, largest))
     yield Comparison("output, against the nearest point of the hull", out.value, inside, out.unit, out.limit)
 
@@ -156,7 +156,7 @@ def a_key_four_times_is_twice_as_long(target: Target, call: Call) -> Iterator[Co
 
 @law(
     r"Q k_j = 0 \Rightarrow p_j = 0",
-    forms=["expressive_attention"],
+    forms=MAY_VANISH & PLAIN,
     needs={"keys apart"},
     draw={"causal": False},
     hint="the weight of a score of zero is not zero, as that of softmax is not",

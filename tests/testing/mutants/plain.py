@@ -88,6 +88,39 @@ def expressive(
     return mean(np.where(seen, w, 0), v)
 
 
+def quadratic(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    z = np.where(seen, (scale or 1) * q @ t(k), 0) * (1 if bias is None else np.sqrt(exp_rows(bias, seen)))
+    top = np.max(np.abs(z), axis=-1, keepdims=True)
+    return mean((z / np.where(top == 0, 1, top)).astype(q.dtype) ** 2, v)
+
+
+def taylor(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    z = np.where(seen, (scale or 1) * q @ t(k), 0)
+    c = np.maximum(np.max(np.abs(z), axis=-1, keepdims=True), 1)
+    w = (1 / c**2 + z / c / c + (z / c) ** 2 / 2) * (1 if bias is None else exp_rows(bias, seen))
+    return mean(np.where(seen, w, 0).astype(q.dtype), v)
+
+
 def feature(x: Array, feature_map: str | None) -> Array:
     """phi(x): x itself, or elu(x) + 1."""
     return x if feature_map is None else np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))

@@ -1,0 +1,105 @@
+"""What the files of single forms say of them, beyond the laws: rates of approach, and the ends of the range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import cases, convert, each_form, library, oracle_options, public, relative_error
+
+import kvq_ref as kvq
+from kvq_ref.dispatch import Form
+from kvq_ref.testing import ORACLES
+
+Function = Callable[..., Any]
+
+
+@each_form
+def test_float32_agrees_with_the_definition_to_1e6(form: Form, rng: np.random.Generator) -> None:
+    """Loops over the equation in float64, on all kinds of call.
+
+    Where a system is solved, single calls amplify rounding by its condition number: there it is the median that is
+    within 1e-6, and the contract bounds the others.
+    """
+    errors = []
+    for case in cases(form, rng):
+        arrays = [x.astype("float32") for x in (case.q, case.k, case.v)]
+        options = convert(case.options, library("numpy"), "float32")
+        expected = ORACLES[form.name](*arrays, **oracle_options(options))
+        errors.append(relative_error(public(form)(*arrays, **options), expected))
+    assert (np.median(errors) if "alpha" in form.options else max(errors)) <= 1e-6
+
+
+# ---- Scores --------------------------------------------------------------------------
+
+
+def rate(form: Function, limit: Function, arrays: np.ndarray, order: int) -> float:
+    """By which power of the scale two forms approach each other, measured between 1/64 and 1/128."""
+    far, near = (np.abs(form(*arrays, scale=c) - limit(*arrays, scale=c)).max() for c in (2.0**-6, 2.0**-7))
+    assert near < 2.0 ** (-6 * order)
+    return float(np.log2(far / near))
+
+
+def test_taylor_attention_is_softmax_attention_up_to_the_third_order(rng: np.random.Generator) -> None:
+    measured = rate(kvq.taylor_attention, kvq.softmax_attention, rng.uniform(-1, 1, (3, 8, 4)), 3)
+    assert measured == pytest.approx(3, abs=0.1)
+
+
+def test_expressive_attention_is_quadratic_attention_up_to_the_second_order(rng: np.random.Generator) -> None:
+    measured = rate(kvq.expressive_attention, kvq.quadratic_attention, rng.uniform(-1, 1, (3, 8, 4)), 2)
+    assert measured == pytest.approx(2, abs=0.1)
+
+
+def test_quadratic_attention_is_linear_attention_of_products(rng: np.random.Generator) -> None:
+    """phi(x) = vec(x x^T), and its gradients."""
+    q, k, v = rng.standard_normal((3, 2, 7, 3))
+
+    def products(x: np.ndarray) -> np.ndarray:
+        return (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], 9)
+
+    def vjp(x: np.ndarray, dphi: np.ndarray) -> np.ndarray:
+        d = dphi.reshape(*x.shape, 3)
+        return ((d + np.swapaxes(d, -1, -2)) @ x[..., None])[..., 0]
+
+    phi = kvq.FeatureMap(apply=products, vjp=vjp)
+    out, pullback = kvq.vjp(kvq.quadratic_attention, q, k, v, is_causal=True)
+    same, same_pullback = kvq.vjp(kvq.linear_attention, q, k, v, is_causal=True, feature_map=phi, normalize=True)
+    np.testing.assert_allclose(out, same, rtol=1e-9, atol=1e-9)
+    dout = rng.standard_normal(out.shape)
+    for got, expected in zip(pullback(dout)[:3], same_pullback(dout)[:3], strict=True):
+        assert relative_error(got, expected) < 1e-8
+
+
+def test_taylor_attention_is_linear_attention_of_a_longer_feature(rng: np.random.Generator) -> None:
+    """phi(x) = (1, x, vec(x x^T) / sqrt(2))."""
+    q, k, v = rng.standard_normal((3, 7, 3))
+
+    def phi(x: np.ndarray) -> np.ndarray:
+        products = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], 9)
+        return np.concatenate([np.ones((*x.shape[:-1], 1)), x, products / np.sqrt(2)], axis=-1)
+
+    out = kvq.linear_attention(q, k, v, feature_map=phi, normalize=True)
+    np.testing.assert_allclose(kvq.taylor_attention(q, k, v), out, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", [kvq.quadratic_attention, kvq.taylor_attention])
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e30])
+def test_no_row_loses_its_weight(form: Function, size: float, rng: np.random.Generator) -> None:
+    """The square of such a score is no float32; the mean is there all the same, and with a bias against the largest."""
+    q, v = np.full((1, 1), size, np.float32), rng.standard_normal((4, 2)).astype("float32")
+    k = np.array([[1.0], [2.0], [-1.0], [0.5]], np.float32)
+    for bias in (None, np.array([[0.0, -90.0, -3.0, 1.0]], np.float32)):
+        out, pullback = kvq.vjp(form, q, k, v, bias=bias)
+        wide = [x.astype("float64") for x in (q, k, v)]
+        expected = form(*wide, bias=None if bias is None else bias.astype("float64"))
+        assert relative_error(out, expected) < 1e-6
+        assert all(np.isfinite(g).all() for g in pullback(np.ones_like(out)) if g is not None)
+
+
+def test_scale_of_quadratic_attention_cancels(rng: np.random.Generator) -> None:
+    q, k, v = rng.standard_normal((3, 5, 3))
+    out = kvq.quadratic_attention(q, k, v)
+    np.testing.assert_array_equal(kvq.quadratic_attention(q, k, v, scale=-4.0), out)
+    np.testing.assert_array_equal(kvq.quadratic_attention(q, k, v, scale=0.0), 0.0)
