@@ -325,6 +325,87 @@ def taylor_attention(
     return call("taylor_attention", q, k, v, options)
 
 
+def sigmoid_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    offset: float = 0.0,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Sigmoid attention: a sum of the values, weighted by 1 / (1 + exp(-(z + offset))) with z = scale * q.k.
+
+    Nothing is normalised: the weights of a row do not sum to one, and the output grows
+    with the number of keys. A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias), as in every form; it is not added inside the
+        sigmoid, which is what offset is for. -inf hides a key. Nothing is normalised, so
+        a large one overflows to infinity.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores; the source uses 1/sqrt(d).
+    offset : float, default 0
+        Added to every score, inside the sigmoid. The source recommends -log n for n keys.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)), memory O(Tq Tk).
+    Source: Ramapuram et al. 2024, arXiv 2409.04431.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.sigmoid_attention(np.array([[100.0, 0.0], [0.0, 0.0]]), k, v)
+    array([[1. , 0.5],
+           [0.5, 0.5]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "offset": offset,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("sigmoid_attention", q, k, v, options)
+
+
 def linear_attention(
     q: Array,
     k: Array,

@@ -44,6 +44,7 @@ from kvq_ref.forms import (
     linear,
     quadratic,
     sigma_intention,
+    sigmoid,
     softmax,
     taylor,
 )
@@ -163,6 +164,7 @@ FORMS: dict[str, Form] = {
         _form("expressive_attention", expressive, _kernel(fast_tiled, "expressive")),
         _form("quadratic_attention", quadratic),
         _form("taylor_attention", taylor),
+        _form("sigmoid_attention", sigmoid),
         _form("linear_attention", linear, _kernel(fast_linear)),
         _form("intention", intention, _kernel(fast_ridge)),
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),

@@ -20,7 +20,7 @@ class Place(NamedTuple):
     ----------
     query : {"plain", "preconditioned"}
         Whether q* is q, or (K^T K + alpha I)^-1 q.
-    score : {"z", "exp", "z^2/(1+z^2)", "z^2", "1+z+z^2/2"}
+    score : {"z", "exp", "z^2/(1+z^2)", "z^2", "1+z+z^2/2", "sigmoid"}
         What f is.
     row : {"sum", "mean"}
         What is made of the weights of a row and its values.
@@ -57,6 +57,7 @@ GRID: dict[str, Place] = {
     "expressive_attention": Place("plain", "z^2/(1+z^2)", "mean"),
     "quadratic_attention": Place("plain", "z^2", "mean"),
     "taylor_attention": Place("plain", "1+z+z^2/2", "mean"),
+    "sigmoid_attention": Place("plain", "sigmoid", "sum"),
     "linear_attention": Place("plain", "z", "sum"),
     "intention": Place("preconditioned", "z", "sum"),
     "sigma_intention": Place("preconditioned", "exp", "mean"),

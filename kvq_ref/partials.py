@@ -10,6 +10,7 @@ What a partial holds:
 
     softmax, expressive attention    m_i, sum_j w_ij v_j and sum_j w_ij, with all weights divided by exp(m_i)
     quadratic, Taylor attention      the same
+    sigmoid attention                sum_j w_ij v_j
     linear attention                 sum_j phi(k_j) v_j^T and sum_j phi(k_j)
     Intention                        sum_j k_j k_j^T and sum_j k_j v_j^T
     sigma-, expressive Intention     first sum_j k_j k_j^T, which gives q*; then the first line, for q*
@@ -52,6 +53,7 @@ from kvq_ref.forms import (
     linear,
     quadratic,
     sigma_intention,
+    sigmoid,
     softmax,
     taylor,
 )
@@ -146,6 +148,37 @@ def _in_range(maximum: Array) -> Array:
     return xp.where(maximum == -math.inf, xp.zeros_like(maximum), maximum)
 
 
+# ---- Sigmoid attention: a sum of the values ------------------------------------------
+
+
+class SumPartial(NamedTuple):
+    """A weighted sum in the making: ``numerator``, sum_j w_ij v_j, of shape (..., Tq, dv)."""
+
+    numerator: Array
+
+
+def partial_sigmoid(
+    q: Array,
+    k: Array,
+    v: Array,
+    visible: Array,
+    *,
+    bias: Array | None,
+    scale: float,
+    offset: float,
+    **_: Any,
+) -> SumPartial:
+    xp = namespace(q)
+    z = scale * (q @ transpose(k)) + offset
+    zero = xp.zeros_like(z)
+    w, _ = sigmoid.score(xp.where(visible, z, zero), zero if bias is None else xp.where(visible, bias, zero))
+    return SumPartial(xp.where(visible, w, zero) @ v)
+
+
+def finish_sum(q: Array, part: SumPartial, **_: Any) -> Array:
+    return part.numerator
+
+
 # ---- Linear attention and least squares: sums over the keys alone --------------------
 #
 # Before the last two axes of these sums is one for the queries. Its length is 1 where all see the same
@@ -233,6 +266,7 @@ SOFTMAX = Round(functools.partial(partial_mean, softmax_weight), merge_means, fi
 EXPRESSIVE = Round(functools.partial(partial_mean, expressive_weight), merge_means, finish_mean)
 QUADRATIC = Round(functools.partial(partial_mean, quadratic_weight), merge_means, finish_mean)
 TAYLOR = Round(functools.partial(partial_mean, taylor_weight), merge_means, finish_mean)
+SIGMOID = Round(partial_sigmoid, add, finish_sum)
 LINEAR = Round(partial_linear, add, finish_linear)
 INTENTION = Round(partial_intention, add, finish_intention)
 PRECONDITION = Round(partial_gram, add, finish_gram)
@@ -243,6 +277,7 @@ FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "expressive_attention": (expressive, (EXPRESSIVE,)),
     "quadratic_attention": (quadratic, (QUADRATIC,)),
     "taylor_attention": (taylor, (TAYLOR,)),
+    "sigmoid_attention": (sigmoid, (SIGMOID,)),
     "linear_attention": (linear, (LINEAR,)),
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
@@ -298,7 +333,7 @@ def fold(
         ``gather(merge, partials)`` makes one partial of all. By default one after another; a tree gives
         the same. It may bring in others: those of other machines, or of an earlier call.
     **options
-        Those of the public function: ``is_causal``, ``scale``, ``alpha``, ``solver``, ``feature_map``,
+        Those of the public function: ``is_causal``, ``scale``, ``offset``, ``alpha``, ``solver``, ``feature_map``,
         ``normalize``. K^T K is all that is kept, so ``solver`` is "auto", "cholesky", "svd" or "cg".
 
     Returns

@@ -103,3 +103,27 @@ def test_scale_of_quadratic_attention_cancels(rng: np.random.Generator) -> None:
     out = kvq.quadratic_attention(q, k, v)
     np.testing.assert_array_equal(kvq.quadratic_attention(q, k, v, scale=-4.0), out)
     np.testing.assert_array_equal(kvq.quadratic_attention(q, k, v, scale=0.0), 0.0)
+
+
+# ---- Sigmoid attention: a sum --------------------------------------------------------
+
+
+def test_sigmoid_attention_is_a_sum_of_gates(rng: np.random.Generator) -> None:
+    """The output for all keys is the sum of those for each alone; with offset -log n it is of the size of a mean."""
+    q, k, v = rng.standard_normal((3, 6, 4))
+    parts = [kvq.sigmoid_attention(q, k[j : j + 1], v[j : j + 1], offset=0.3) for j in range(6)]
+    np.testing.assert_allclose(kvq.sigmoid_attention(q, k, v, offset=0.3), sum(parts), rtol=1e-13, atol=1e-13)
+    k, v = np.zeros((1000, 4)), np.ones((1000, 1))
+    assert kvq.sigmoid_attention(q, k, v, offset=-np.log(1000))[0, 0] == pytest.approx(1, abs=2e-3)
+
+
+def test_large_bias_of_sigmoid_attention_overflows_where_it_is_seen() -> None:
+    """exp(bias) is not normalised away: infinity, as the equation says; unless the score is as far below."""
+    q, k, v = np.ones((3, 1)), np.array([[1.0], [-2000.0]]), np.ones((2, 1))
+    bias = np.array([[0.0, 0.0], [1000.0, 0.0], [-np.inf, 1990.0]])
+    with np.errstate(over="ignore"):
+        out = kvq.sigmoid_attention(q, k, v, bias=bias)
+    sigmoid = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(out, [[sigmoid], [np.inf], [np.exp(-10)]], rtol=1e-12)
+    hidden = kvq.sigmoid_attention(q, k, v, bias=bias, mask=np.array([[True, True], [False, True], [True, True]]))
+    np.testing.assert_allclose(hidden[1], 0.0, atol=1e-300)

@@ -272,7 +272,7 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             continue
         keys, values = k[visible], v[visible]
         query = q[i] if alpha is None else preconditioned(xp, q[i], keys, alpha)
-        w = weights(form, xp, scale * (keys @ query))
+        w = weights(form, xp, scale * (keys @ query) + (options.get("offset") or 0.0))
         if options.get("feature_map") == "elu+1":
             w = scale * (elu_plus_one(xp, keys) @ elu_plus_one(xp, query))
         if bias is not None:
@@ -290,6 +290,7 @@ def weights(form: str, xp: Any, z: Any) -> Any:
         "z^2/(1+z^2)": lambda: z**2 / (1 + z**2),
         "z^2": lambda: z**2,
         "1+z+z^2/2": lambda: 1 + z + z**2 / 2,
+        "sigmoid": lambda: 1 / (1 + xp.exp(-z)),
     }
     return functions[GRID[form].score]()
 
@@ -329,6 +330,8 @@ def calls(form: Form, rng: np.random.Generator) -> Iterator[Call]:
                 arrays["alpha"] = rng.uniform(0.3, 2.0, ())
             if "scale" in form.options and kind == "keys":
                 options["scale"] = 0.7
+            if "offset" in form.options and kind == "pairs":
+                options["offset"] = -1.3
             if "normalize" in form.options and kind == "pairs":
                 options |= {"normalize": True, "feature_map": "elu+1"}
             yield f"{kind}, {is_causal=}", arrays, options
@@ -363,7 +366,7 @@ def test_gradients_equal_autograd(form: Form, implementation: str, rng: np.rando
     skip_if_missing(form, implementation)
     for where, arrays, options in calls(form, rng):
         seen = seen_keys(options["mask"], options["is_causal"], 5, 7)
-        settings = {n: options.get(n) for n in ("scale", "normalize", "feature_map")}
+        settings = {n: options.get(n) for n in ("scale", "offset", "normalize", "feature_map")}
 
         def plain(given: dict[str, Any], seen: list[list[int]] = seen, settings: dict[str, Any] = settings) -> Any:
             return printed_equation(
@@ -465,7 +468,7 @@ def test_gradients_equal_torch_autograd(form: Form, rng: np.random.Generator) ->
     torch = pytest.importorskip("torch")
     for where, arrays, options in calls(form, rng):
         seen = seen_keys(options["mask"], options["is_causal"], 5, 7)
-        settings = {n: options.get(n) for n in ("scale", "normalize", "feature_map")}
+        settings = {n: options.get(n) for n in ("scale", "offset", "normalize", "feature_map")}
 
         def plain(given: dict[str, Any], seen: list[list[int]] = seen, settings: dict[str, Any] = settings) -> Any:
             return printed_equation(

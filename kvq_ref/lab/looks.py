@@ -29,6 +29,7 @@ LOOKS = {
     "expressive_attention": Look("expressive", "expressive"),
     "quadratic_attention": Look("quadratic", "expressive"),
     "taylor_attention": Look("Taylor", "softmax"),
+    "sigmoid_attention": Look("sigmoid", "softmax"),
     "intention": Look("Intention", "linear", preconditioned=True),
     "sigma_intention": Look("sigma-Intention", "softmax", preconditioned=True),
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),

@@ -55,6 +55,18 @@ def taylor_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float |
     return _loop(q, k, v, weight, normalize=True, **options)
 
 
+def sigmoid_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, offset: float = 0.0, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.sigmoid_attention`, without its protection against overflow."""
+    scale = 1.0 if scale is None else scale
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        return 1 / (1 + math.exp(-(scale * _dot(q_i, k_j) + offset)))
+
+    return _loop(q, k, v, weight, normalize=False, **options)
+
+
 def linear_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
     """Loops for :func:`kvq_ref.linear_attention`; ``phi`` is a function of one number."""
     scale = 1.0 if scale is None else scale
@@ -92,6 +104,7 @@ ORACLES: dict[str, Oracle] = {
         expressive_attention,
         quadratic_attention,
         taylor_attention,
+        sigmoid_attention,
         linear_attention,
         intention,
         sigma_intention,

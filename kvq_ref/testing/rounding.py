@@ -116,6 +116,7 @@ FUNCTIONS: Mapping[str, Callable[[F64], tuple[F64, F64, F64, F64]]] = {
         1.0 + 0 * z,
         (1 + np.abs(z) + z**2 / 2) / (1 + z + z**2 / 2),
     ),
+    "sigmoid": lambda z: (_sigmoid(z), _sigmoid(z) * _sigmoid(-z), 0.1 + 0 * z, 1.0 + 0 * z),
 }
 
 
@@ -147,8 +148,9 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     cond = np.ones(y_length.shape) if solve is None else solve.cond
 
     # The weights, their slope in z, and their errors.
-    z = scale * y @ _t(k)
-    z_size = abs(scale) * y_length[..., :, None] * k_length[..., None, :]
+    offset = call.options.get("offset", 0.0)
+    z = scale * y @ _t(k) + offset
+    z_size = abs(scale) * y_length[..., :, None] * k_length[..., None, :] + abs(offset)
     bias = np.zeros(z.shape) + call.options.get("bias", 0.0)
     finite = visible & np.isfinite(bias)
     bias = np.where(finite, bias, 0.0)
@@ -164,8 +166,9 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         dz = np.expm1(np.minimum(limit * (dz + u * np.abs(bias)), 50.0)) / limit
         relative = u + 0.0 * z
     else:
-        # The largest bias of a row cancels.
+        # The largest bias of a row cancels in a mean.
         shift = np.max(np.where(finite, bias, -np.inf), axis=-1, initial=-1e300, keepdims=True)
+        shift = shift if is_normalized else 0.0
         factor = np.exp(np.where(finite, bias - shift, 0.0))
         f, df, ddf, terms = FUNCTIONS[place.score](z)
         w, slope, curve = factor * f, factor * np.abs(df), factor * ddf
@@ -177,7 +180,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     # Where all scores are zero but for rounding, the weights are rounding, and their mean any mean.
     total = np.where(total != 0, total, np.sum(e, axis=-1, keepdims=True))
     per_row = 1 / np.where(total != 0, np.abs(total), 1.0)
-    magnitude = w if is_normalized else z_size  # of what is summed
+    magnitude = z_size if place.score == "z" and not is_normalized else w  # of what is summed
     p, e, slope, e_slope = magnitude * per_row, e * per_row, slope * per_row, e_slope * per_row
     lost = np.sum(e, axis=-1, keepdims=True) if is_normalized else 0.0 * total  # relative, of the row's sum
 
@@ -272,6 +275,10 @@ class Solve:
             cond=np.maximum((largest + alpha) * bound, 1.0),
             inverse=bound,
         )
+
+
+def _sigmoid(z: F64) -> F64:
+    return np.asarray(np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))))
 
 
 def _t(x: F64) -> F64:

@@ -20,6 +20,7 @@ PLAIN = {
     "expressive_attention": plain.expressive,
     "quadratic_attention": plain.quadratic,
     "taylor_attention": plain.taylor,
+    "sigmoid_attention": plain.sigmoid,
     "linear_attention": plain.linear,
     "intention": plain.intention,
     "sigma_intention": plain.sigma,

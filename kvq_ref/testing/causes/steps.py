@@ -49,6 +49,17 @@ def biased(f: Callable[[F64], F64], df: Callable[[F64], F64]) -> Weight:
     return weight
 
 
+def gated(offset: float) -> Weight:
+    """exp(b) / (1 + exp(-(z + offset)))."""
+
+    def weight(z: F64, bias: F64, sees: Bool) -> tuple[F64, F64]:
+        x = z + offset
+        w = np.where(sees, np.exp(np.where(sees, bias, 0.0) + np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))), 0.0)
+        return w, w * np.exp(np.minimum(-x, 0)) / (1 + np.exp(-np.abs(x)))
+
+    return weight
+
+
 WEIGHTS: dict[str, Weight] = {
     "z": plain,
     "exp": exponential,
@@ -138,7 +149,7 @@ class Steps:
             sees=sees,
             fits=sees,
             alpha=alpha,
-            weight=WEIGHTS[place.score],
+            weight=gated(call.options.get("offset", 0.0)) if place.score == "sigmoid" else WEIGHTS[place.score],
             is_normalized=place.row == "mean" or bool(call.get("normalize")),
         )
 

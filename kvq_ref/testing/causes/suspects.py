@@ -21,17 +21,19 @@ from kvq_ref.testing.causes.steps import (
     causal,
     default_scale,
     exponential,
+    gated,
     mask_of,
     plain,
     shifted,
     t,
 )
-from kvq_ref.testing.laws.law import BIASED, EVERY, LEAST_SQUARES, WEIGHTED_MEANS
+from kvq_ref.testing.laws.law import BIASED, EVERY, LEAST_SQUARES, PLAIN, SUMS, WEIGHTED_MEANS
 from kvq_ref.testing.laws.law import SCALED as TAKES_SCALE
 from kvq_ref.testing.rounding import representable
 
 SOFTMAX = frozenset(name for name in EVERY if GRID[name].score == "exp")
 EXPRESSIVE = frozenset(name for name in EVERY if GRID[name].score == "z^2/(1+z^2)")
+GATED = frozenset(name for name in EVERY if GRID[name].score == "sigmoid")
 LINEAR = frozenset({"linear_attention"})
 ROOT_SCALE = frozenset(name for name in EVERY if GRID[name].has_root_scale)
 # Where the scale makes a difference: it cancels in a mean that is weighted by squares of scores.
@@ -373,7 +375,22 @@ WEIGHTS = (
         _sum_of_all,
         WEIGHTED_MEANS | LINEAR,
     ),
-    Suspect("the weights are divided by their sum, and should not be", lambda s: s.but(is_normalized=True), LINEAR),
+    Suspect(
+        "the weights are divided by their sum, and should not be", lambda s: s.but(is_normalized=True), SUMS & PLAIN
+    ),
+    Suspect(
+        "the offset is ignored", lambda s: s.but(weight=gated(0.0)) if s.call.get("offset") is not None else None, GATED
+    ),
+    Suspect(
+        "the offset is subtracted",
+        lambda s: s.but(weight=gated(-s.call.options["offset"])) if s.call.get("offset") is not None else None,
+        GATED,
+    ),
+    Suspect(
+        "the weight is (1 + tanh(z)) / 2, which is the sigmoid of 2 z",
+        lambda s: s.but(weight=lambda z, bias, sees: s.weight(2 * z + s.call.options.get("offset", 0.0), bias, sees)),
+        GATED,
+    ),
     _other("z^2, without the denominator", lambda z: z**2, lambda z: 2 * z),
     _other("z^2 / (1 + |z|)", lambda z: z**2 / (1 + np.abs(z)), lambda z: z * (2 + np.abs(z)) / (1 + np.abs(z)) ** 2),
     _other("|z| / (1 + |z|)", lambda z: np.abs(z) / (1 + np.abs(z)), lambda z: np.sign(z) / (1 + np.abs(z)) ** 2),

@@ -45,7 +45,7 @@ def scores(form: str, call: Call) -> F64:
     if call.get("feature_map") is not None:
         phi = PHI[call.get("feature_map")]
         q, k = phi(q), phi(k)
-    return np.asarray(scale_of(form, call) * q @ transpose(k))
+    return np.asarray(scale_of(form, call) * q @ transpose(k) + call.options.get("offset", 0.0))
 
 
 def scale_of(form: str, call: Call) -> float:
@@ -58,6 +58,7 @@ SCORES: Mapping[str, Callable[[F64], F64]] = {
     "z^2/(1+z^2)": lambda z: z**2 / (1 + z**2),
     "z^2": lambda z: z**2,
     "1+z+z^2/2": lambda z: 1 + z + z**2 / 2,
+    "sigmoid": lambda z: np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))),
 }
 
 

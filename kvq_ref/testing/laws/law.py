@@ -22,6 +22,7 @@ EVERY = frozenset(FORMS)
 LEAST_SQUARES = frozenset(name for name in FORMS if GRID[name].query == "preconditioned")
 PLAIN = frozenset(name for name in FORMS if GRID[name].query == "plain")
 WEIGHTED_MEANS = frozenset(name for name in FORMS if GRID[name].row == "mean")
+SUMS = frozenset(name for name in FORMS if GRID[name].row == "sum")
 MAY_VANISH = frozenset(name for name in FORMS if GRID[name].may_vanish)
 # and by what can be given.
 BIASED = frozenset(name for name, form in FORMS.items() if "bias" in form.options)

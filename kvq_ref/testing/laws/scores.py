@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.laws.dense import dense, scale_of, transpose
 from kvq_ref.testing.laws.law import Comparison, law
-from kvq_ref.testing.laws.measured import FLOAT64, Measured, ask, at_most, computed, same
+from kvq_ref.testing.laws.measured import FLOAT64, Measured, ask, at_most, computed, same, weights
 from kvq_ref.testing.target import Target
 
-QUADRATIC, TAYLOR = ("quadratic_attention",), ("taylor_attention",)
+QUADRATIC, TAYLOR, SIGMOID = ("quadratic_attention",), ("taylor_attention",), ("sigmoid_attention",)
 SMALL = {"c": st.sampled_from([1.0, 2.0**-2, 2.0**-4, 2.0**-6])}
 
 
@@ -96,8 +96,58 @@ def taylor_attention_of_small_scores_is_softmax_attention(target: Target, call: 
     yield at_most("distance to softmax attention", distance(out, limit), far * spread(call))
 
 
+@law(
+    r"0 \le W_{ij} \le e^{b_{ij}}", forms=SIGMOID, hint="the weights are normalised, or the bias is inside the sigmoid"
+)
+def sigmoid_weights_are_below_that_of_the_bias(target: Target, call: Call) -> Iterator[Comparison]:
+    """The weights are between 0 and exp(bias), each whatever the others are; and 0 where hidden."""
+    w = weights(target, call)
+    most = np.where(call.visible(), np.exp(np.zeros(w.value.shape) + call.options.get("bias", 0.0)), 0.0)
+    yield at_most("weights, against exp(bias)", w, most * (1 + FLOAT64))
+    yield Comparison("weights, against none below zero", w.value, np.maximum(w.value, 0.0))
+
+
+@law(
+    r"f(Q; o) + f(-Q; -o) = \textstyle\sum_j m_{ij} e^{b_{ij}} v_j",
+    forms=SIGMOID,
+    needs={"offset"},
+    hint="the function of the score is not the sigmoid, or offset is not added to the score",
+)
+def a_score_and_its_opposite_share_the_weight(target: Target, call: Call) -> Iterator[Comparison]:
+    """sigmoid(z) + sigmoid(-z) = 1: with queries and offset turned round the outputs add up to sum exp(b) v."""
+    offset = call.options.get("offset", 0.0)
+    both = ask(target, call) + ask(target, call.but(q=-call.q, offset=-offset))
+    w = np.where(
+        call.visible(), np.exp(np.zeros((*call.q.shape[:-1], call.sizes[1])) + call.options.get("bias", 0.0)), 0
+    )
+    yield same("sum of both outputs", both, computed(w @ call.v, w @ np.abs(call.v)))
+
+
+@law(
+    r"|e^{-o} f(o) - \textstyle\sum_j m e^{b + z} v| \le \textstyle\sum_j m e^{b + 2 z + o} |v|",
+    forms=SIGMOID,
+    needs={"offset"},
+    more={"offset": st.sampled_from([-2.0, -4.0, -8.0])},
+)
+def sigmoid_attention_of_low_offset_is_exponential(target: Target, call: Call, offset: float) -> Iterator[Comparison]:
+    """Far below zero the sigmoid is exp: exp(-offset) times the output tends to softmax attention's numerator.
+
+    exp(-o) sigmoid(z + o) = exp(z) / (1 + exp(z + o)), which is exp(z) less at most exp(2 z + o).
+    """
+    out = ask(target, call.but(offset=offset))
+    z = scale_of(target.form, call) * call.q @ transpose(call.k)
+    w = np.where(call.visible(), np.exp(z + call.options.get("bias", 0.0)), 0.0)
+    far = (w * np.exp(z + offset)) @ np.abs(call.v)
+    limit = computed(w @ call.v, 2 * w @ np.abs(call.v) * (1 + np.max(np.abs(z))))
+    error = float(np.exp(-offset)) * out - limit
+    yield at_most("distance to sum exp(b + z) v", Measured(np.abs(error.value), error.unit, error.limit), far)
+
+
 SCORES = (
     quadratic_attention_is_linear_in_products_of_coordinates,
     expressive_attention_of_small_scores_is_quadratic,
     taylor_attention_of_small_scores_is_softmax_attention,
+    sigmoid_weights_are_below_that_of_the_bias,
+    a_score_and_its_opposite_share_the_weight,
+    sigmoid_attention_of_low_offset_is_exponential,
 )

@@ -121,6 +121,24 @@ def taylor(
     return mean(np.where(seen, w, 0).astype(q.dtype), v)
 
 
+def sigmoid(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    offset: float = 0.0,
+) -> Array:
+    z = (1 if scale is None else scale) * q @ t(k) + offset
+    seen = sees(q, k, mask, is_causal)
+    factor = 1 if bias is None else np.exp(np.where(seen, bias, 0))
+    w = np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))) * factor
+    return np.where(seen, w, 0).astype(q.dtype) @ v
+
+
 def feature(x: Array, feature_map: str | None) -> Array:
     """phi(x): x itself, or elu(x) + 1."""
     return x if feature_map is None else np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))

@@ -1,4 +1,4 @@
-"""Quadratic and Taylor attention with a bug: in the weight, in its range, in the bias and in the gradients."""
+"""Quadratic, Taylor and sigmoid attention with a bug: in the weight, in its range, in the bias and in the gradients."""
 
 from __future__ import annotations
 
@@ -92,3 +92,40 @@ def slope_of_the_series_without_one(dout: Array, q: Array, k: Array, v: Array, *
     dz = (factor * z / np.where(total == 0, 1, total) * excess).astype(q.dtype)
     grads = right("taylor_attention", dout, q, k, v, **options)
     return grads | {"q": (scale * dz @ k).astype(q.dtype), "k": (scale * t(dz) @ q).astype(k.dtype)}
+
+
+# ---- Sigmoid attention ---------------------------------------------------------------
+
+
+@mutant("sigmoid", "divided by their sum, and should not be")
+def sigmoid_normalised(q: Array, k: Array, v: Array, **options: Any) -> Array:
+    """The weights are divided by their sum, as in a mean."""
+    ones = np.ones((*v.shape[:-1], 1), v.dtype)
+    total = plain.sigmoid(q, k, ones, **options)
+    return plain.sigmoid(q, k, v, **options) / np.where(total == 0, 1, total)
+
+
+@mutant("sigmoid", "the offset is ignored")
+def offset_ignored(q: Array, k: Array, v: Array, *, offset: float = 0.0, **options: Any) -> Array:
+    """The offset never reaches the score."""
+    return plain.sigmoid(q, k, v, **options)
+
+
+@mutant("sigmoid", "the bias is added to the score")
+def bias_inside_the_sigmoid(q: Array, k: Array, v: Array, *, mask: Any = None, bias: Any = None) -> Array:
+    """The bias is added inside the sigmoid, as the source's is."""
+    z = q @ t(k) + (0 if bias is None else bias)
+    return np.where(sees(q, k, mask), 1 / (1 + np.exp(-z)), 0).astype(q.dtype) @ v
+
+
+@mutant("sigmoid", "(1 + tanh(z)) / 2")
+def tanh_of_the_whole(q: Array, k: Array, v: Array, *, mask: Any = None, is_causal: bool = False) -> Array:
+    """The sigmoid is made of tanh, whose argument should be z / 2."""
+    return np.where(sees(q, k, mask, is_causal), (1 + np.tanh(q @ t(k))) / 2, 0).astype(q.dtype) @ v
+
+
+@wrong_gradient("sigmoid", "2 times")
+def slope_twice(dout: Array, q: Array, k: Array, v: Array, **options: Any) -> dict[str, Array]:
+    """The derivative of tanh is taken for that of the sigmoid, and the factor 1/2 is lost."""
+    grads = right("sigmoid_attention", dout, q, k, v, **options)
+    return grads | {"q": 2 * grads["q"], "k": 2 * grads["k"]}
