@@ -406,6 +406,88 @@ def sigmoid_attention(
     return call("sigmoid_attention", q, k, v, options)
 
 
+def local_linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Local linear attention: for each query the line that fits the values near it best, read off at the query.
+
+    The b of ``argmin_(b, W) sum_j p_ij |v_j - b - (k_j - q_i) W|^2 + alpha |W|^2``, with p the
+    weights of softmax attention. As alpha grows it tends to softmax attention, and with
+    scale = 0 it is ridge regression with an intercept. A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty on the slope, >= 0, in units of k squared: large or small against
+        the variance of the keys. An array broadcasts over the leading axes. 0 means the
+        least slope that fits best.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, optional
+        Factor of the scores, by default 1/sqrt(d).
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk d (d + dv) + Tq d^3), memory O(Tq Tk d + Tq d^2).
+    Source: arXiv 2510.01450; the definition here is chosen, see the form's file.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = np.array([[1.0], [2.0], [4.0]])
+    >>> kvq.local_linear_attention(np.array([[3.0], [10.0]]), k, 5 * k + 1, alpha=0.0)  # a line is found
+    array([[16.],
+           [51.]])
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("local_linear_attention", q, k, v, options)
+
+
 def linear_attention(
     q: Array,
     k: Array,

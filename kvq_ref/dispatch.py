@@ -42,6 +42,7 @@ from kvq_ref.forms import (
     expressive_intention,
     intention,
     linear,
+    local_linear,
     quadratic,
     sigma_intention,
     sigmoid,
@@ -50,6 +51,7 @@ from kvq_ref.forms import (
 )
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.grid import GRID
 from kvq_ref.kernels import linear as fast_linear
 from kvq_ref.kernels import preconditioned as fast_preconditioned
 from kvq_ref.kernels import ridge as fast_ridge
@@ -165,6 +167,7 @@ FORMS: dict[str, Form] = {
         _form("quadratic_attention", quadratic),
         _form("taylor_attention", taylor),
         _form("sigmoid_attention", sigmoid),
+        _form("local_linear_attention", local_linear),
         _form("linear_attention", linear, _kernel(fast_linear)),
         _form("intention", intention, _kernel(fast_ridge)),
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),
@@ -355,7 +358,7 @@ def _long_way(
         nonfinite.isolate,
         is_causal=is_causal,
         has_state=initial_state is not None,
-        regresses="alpha" in form.options,
+        regresses=GRID[form.name].query == "preconditioned",
     )
     if not nonfinite.inputs_finite(inputs, implementation.all_finite):
         inputs, quarantine = isolate(inputs)

@@ -4,6 +4,7 @@
 
     sum     out_i = sum_j w_ij v_j
     mean    out_i = sum_j w_ij v_j / sum_j w_ij
+    line    out_i = the line that fits the values best under these weights, at q_i
 
 What is claimed of a form (its laws, its rounding, its defaults) is read off from here.
 """
@@ -18,11 +19,11 @@ class Place(NamedTuple):
 
     Attributes
     ----------
-    query : {"plain", "preconditioned"}
-        Whether q* is q, or (K^T K + alpha I)^-1 q.
+    query : {"plain", "preconditioned", "centred"}
+        Whether q* is q, or (K^T K + alpha I)^-1 q; or q, which is also where a line is read off.
     score : {"z", "exp", "z^2/(1+z^2)", "z^2", "1+z+z^2/2", "sigmoid"}
         What f is.
-    row : {"sum", "mean"}
+    row : {"sum", "mean", "line"}
         What is made of the weights of a row and its values.
     has_root_scale : bool
         Whether scale is 1/sqrt(d) by default, and not 1.
@@ -58,6 +59,7 @@ GRID: dict[str, Place] = {
     "quadratic_attention": Place("plain", "z^2", "mean"),
     "taylor_attention": Place("plain", "1+z+z^2/2", "mean"),
     "sigmoid_attention": Place("plain", "sigmoid", "sum"),
+    "local_linear_attention": Place("centred", "exp", "line", has_root_scale=True),
     "linear_attention": Place("plain", "z", "sum"),
     "intention": Place("preconditioned", "z", "sum"),
     "sigma_intention": Place("preconditioned", "exp", "mean"),

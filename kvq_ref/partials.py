@@ -11,6 +11,7 @@ What a partial holds:
     softmax, expressive attention    m_i, sum_j w_ij v_j and sum_j w_ij, with all weights divided by exp(m_i)
     quadratic, Taylor attention      the same
     sigmoid attention                sum_j w_ij v_j
+    local linear attention           m_i, the sums of w, w k and w v, and the spread about the means of these
     linear attention                 sum_j phi(k_j) v_j^T and sum_j phi(k_j)
     Intention                        sum_j k_j k_j^T and sum_j k_j v_j^T
     sigma-, expressive Intention     first sum_j k_j k_j^T, which gives q*; then the first line, for q*
@@ -51,6 +52,7 @@ from kvq_ref.forms import (
     expressive_intention,
     intention,
     linear,
+    local_linear,
     quadratic,
     sigma_intention,
     sigmoid,
@@ -62,7 +64,7 @@ from kvq_ref.forms.linear import LinearState
 from kvq_ref.grid import GRID
 from kvq_ref.masks import row_divisor
 from kvq_ref.nonfinite import Inputs, Quarantine
-from kvq_ref.solvers import GRAM_SOLVERS
+from kvq_ref.solvers import GRAM_SOLVERS, solver_of_gram
 from kvq_ref.types import Array
 
 # ---- Softmax, expressive, quadratic and Taylor attention: a mean of the values --------------------------
@@ -179,6 +181,71 @@ def finish_sum(q: Array, part: SumPartial, **_: Any) -> Array:
     return part.numerator
 
 
+# ---- Local linear attention: a line through the values -------------------------------
+
+
+class LinePartial(NamedTuple):
+    """A weighted regression in the making, with the weights w_ij = exp(exponent_ij - maximum_i).
+
+    Attributes
+    ----------
+    maximum : array, shape (..., Tq, 1)
+        As in :class:`MeanPartial`.
+    total : array, shape (..., Tq, 1)
+        sum_j w_ij
+    k, v : array, shapes (..., Tq, d) and (..., Tq, dv)
+        sum_j w_ij k_j and sum_j w_ij v_j
+    kk, kv : array, shapes (..., Tq, d, d) and (..., Tq, d, dv)
+        sum_j w_ij (k_j - mu_i) (k_j - mu_i)^T, mu the mean of these keys, and the same of k with v.
+    """
+
+    maximum: Array
+    total: Array
+    k: Array
+    v: Array
+    kk: Array
+    kv: Array
+
+
+def partial_line(
+    q: Array, k: Array, v: Array, visible: Array, *, bias: Array | None, scale: float, **_: Any
+) -> LinePartial:
+    xp = namespace(q)
+    maximum, k_sum, total = partial_mean(softmax_weight, q, k, k, visible, bias=bias, scale=scale)
+    z = scale * (q @ transpose(k))
+    exponent = z if bias is None else z + bias
+    hidden = ~visible | (exponent == -math.inf)
+    w = xp.exp(xp.where(hidden, xp.full_like(z, -math.inf), exponent) - _in_range(maximum))
+    mean = (k_sum / row_divisor(total))[..., :, None, :]
+    c = k[..., None, :, :] - mean
+    c = xp.where((w > 0)[..., None], c, xp.zeros_like(c))
+    wc = transpose(w[..., None] * c)
+    return LinePartial(maximum, total, k_sum, w @ v, wc @ c, wc @ v[..., None, :, :])
+
+
+def merge_lines(a: LinePartial, b: LinePartial) -> LinePartial:
+    """Sums add up; and the spread of both is that of each, and that of their two means (Chan et al. 1979)."""
+    xp = namespace(a.maximum)
+    maximum = xp.maximum(a.maximum, b.maximum)
+    of_a, of_b = (xp.exp(part.maximum - _in_range(maximum)) for part in (a, b))
+    total, k, v = (of_a * x + of_b * y for x, y in zip(a[1:4], b[1:4], strict=True))
+    apart_k, apart_v = (x / row_divisor(a.total) - y / row_divisor(b.total) for x, y in ((a.k, b.k), (a.v, b.v)))
+    weight = ((of_a * a.total) * (of_b * b.total) / row_divisor(total))[..., None]
+    kk, kv = (of_a[..., None] * x + of_b[..., None] * y for x, y in zip(a[4:], b[4:], strict=True))
+    kk = kk + weight * (apart_k[..., :, None] * apart_k[..., None, :])
+    kv = kv + weight * (apart_k[..., :, None] * apart_v[..., None, :])
+    return LinePartial(maximum, total, k, v, kk, kv)
+
+
+def finish_line(q: Array, part: LinePartial, *, alpha: Array, **_: Any) -> Array:
+    xp = namespace(q)
+    total = row_divisor(part.total)
+    alpha = alpha[..., None, None, None]
+    solve_all = solver_of_gram(part.kk / total[..., None] + xp.zeros_like(alpha), alpha, "auto")
+    y = solve_all((q - part.k / total)[..., None])
+    return part.v / total + (transpose(y) @ (part.kv / total[..., None]))[..., 0, :]
+
+
 # ---- Linear attention and least squares: sums over the keys alone --------------------
 #
 # Before the last two axes of these sums is one for the queries. Its length is 1 where all see the same
@@ -267,6 +334,7 @@ EXPRESSIVE = Round(functools.partial(partial_mean, expressive_weight), merge_mea
 QUADRATIC = Round(functools.partial(partial_mean, quadratic_weight), merge_means, finish_mean)
 TAYLOR = Round(functools.partial(partial_mean, taylor_weight), merge_means, finish_mean)
 SIGMOID = Round(partial_sigmoid, add, finish_sum)
+LINE = Round(partial_line, merge_lines, finish_line)
 LINEAR = Round(partial_linear, add, finish_linear)
 INTENTION = Round(partial_intention, add, finish_intention)
 PRECONDITION = Round(partial_gram, add, finish_gram)
@@ -278,6 +346,7 @@ FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "quadratic_attention": (quadratic, (QUADRATIC,)),
     "taylor_attention": (taylor, (TAYLOR,)),
     "sigmoid_attention": (sigmoid, (SIGMOID,)),
+    "local_linear_attention": (local_linear, (LINE,)),
     "linear_attention": (linear, (LINEAR,)),
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
@@ -436,7 +505,9 @@ def _prepare(
         lag = xp.arange(q.shape[-2], device=where)[:, None] - xp.arange(k.shape[-2], device=where)
         visible = visible & (lag >= _place(first) - _place(start))
     inputs = Inputs(*map(_wide, (q, k, v, visible, ready.pop("bias", None))))
-    inputs, quarantine = nonfinite.isolate(inputs, is_causal=False, has_state=False, regresses="alpha" in ready)
+    inputs, quarantine = nonfinite.isolate(
+        inputs, is_causal=False, has_state=False, regresses=GRID[form].query == "preconditioned"
+    )
     visible = quarantine.visible  # not where a bias of -inf hides a key that is not finite
     by_any = transpose(xp.any(visible, axis=-2, keepdims=True))  # what nobody sees could overflow
     k, v = (xp.where(by_any, x, xp.full_like(x, by)) for x, by in ((inputs.k, 1), (inputs.v, 0)))

@@ -12,6 +12,7 @@ from cases import cases, convert, each_form, library, oracle_options, public, re
 import kvq_ref as kvq
 from kvq_ref.dispatch import Form
 from kvq_ref.testing import ORACLES
+from kvq_ref.testing.gradients import numerical_vjp
 
 Function = Callable[..., Any]
 
@@ -127,3 +128,51 @@ def test_large_bias_of_sigmoid_attention_overflows_where_it_is_seen() -> None:
     np.testing.assert_allclose(out, [[sigmoid], [np.inf], [np.exp(-10)]], rtol=1e-12)
     hidden = kvq.sigmoid_attention(q, k, v, bias=bias, mask=np.array([[True, True], [False, True], [True, True]]))
     np.testing.assert_allclose(hidden[1], 0.0, atol=1e-300)
+
+
+# ---- Local linear attention ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_local_linear_attention_without_penalty_continues_a_plane(is_causal: bool, rng: np.random.Generator) -> None:
+    """At alpha = 0 and for affine values, wherever a query sees more keys than there are dimensions."""
+    q, k = rng.standard_normal((2, 12, 3))
+    slope, level = rng.standard_normal((3, 2)), rng.standard_normal(2)
+    out = kvq.local_linear_attention(q, k, k @ slope + level, alpha=0.0, scale=0.3, is_causal=is_causal)
+    exact = slice(6, None) if is_causal else slice(None)  # of the first few keys the covariance is barely regular
+    np.testing.assert_allclose(out[exact], (q @ slope + level)[exact], rtol=1e-7, atol=1e-7)
+    if is_causal:
+        np.testing.assert_allclose(out[0], k[0] @ slope + level, rtol=1e-13)  # a single key: its value
+
+
+@pytest.mark.parametrize(("Tk", "d"), [(9, 3), (2, 4), (1, 2)])
+def test_gradients_of_local_linear_attention_without_penalty(Tk: int, d: int, rng: np.random.Generator) -> None:
+    """At alpha = 0 as well, and where the keys leave the slope open: the least one moves with them."""
+    arrays = {"q": rng.standard_normal((3, d)), "k": rng.standard_normal((Tk, d)), "v": rng.standard_normal((Tk, 2))}
+    out, pullback = kvq.vjp(kvq.local_linear_attention, **arrays, alpha=0.0, scale=0.5)
+    dout = rng.standard_normal(out.shape)
+    grads = pullback(dout)
+    for name, x in arrays.items():
+
+        def moved(y: np.ndarray, name: str = name) -> np.ndarray:
+            return kvq.local_linear_attention(**arrays | {name: y}, alpha=0.0, scale=0.5)
+
+        assert relative_error(getattr(grads, name), numerical_vjp(moved, x, dout)) < 1e-5, name
+
+
+def test_local_linear_attention_tends_to_softmax_attention(rng: np.random.Generator) -> None:
+    """With an error of order 1 / alpha, measured."""
+    q, k, v = rng.standard_normal((3, 8, 3))
+    limit = kvq.softmax_attention(q, k, v)
+    far, near = (np.abs(kvq.local_linear_attention(q, k, v, alpha=a) - limit).max() for a in (1e4, 2e4))
+    assert far / near == pytest.approx(2, abs=0.01)
+
+
+def test_local_linear_attention_of_a_small_cloud_far_from_the_origin(rng: np.random.Generator) -> None:
+    """Keys 1e3 away and 1e-2 apart, in float32: their covariance is not the difference of two large numbers."""
+    k = 1e3 + 1e-2 * rng.standard_normal((20, 2))
+    q, v = k[:5] + 1e-2, rng.standard_normal((20, 3))
+    rounded = [x.astype("float32") for x in (q, k, v)]
+    out = kvq.local_linear_attention(*rounded, alpha=1e-5, scale=0.0)
+    expected = kvq.local_linear_attention(*(x.astype("float64") for x in rounded), alpha=1e-5, scale=0.0)
+    assert relative_error(out, expected) < 0.05  # float32 has 6e-5 beside 1e3: what it holds of a key is good to 1 %

@@ -271,14 +271,20 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             rows.append(0 * q[i, :1].sum() * v[0])
             continue
         keys, values = k[visible], v[visible]
-        query = q[i] if alpha is None else preconditioned(xp, q[i], keys, alpha)
+        query = preconditioned(xp, q[i], keys, alpha) if GRID[form].query == "preconditioned" else q[i]
         w = weights(form, xp, scale * (keys @ query) + (options.get("offset") or 0.0))
         if options.get("feature_map") == "elu+1":
             w = scale * (elu_plus_one(xp, keys) @ elu_plus_one(xp, query))
         if bias is not None:
             w = w * xp.exp(bias[i][visible])
-        if GRID[form].row == "mean" or options.get("normalize"):
+        if GRID[form].row != "sum" or options.get("normalize"):
             w = w / w.sum()
+        if GRID[form].row == "line":
+            w = w * (
+                1
+                + (keys - w @ keys)
+                @ preconditioned(xp, query - w @ keys, xp.sqrt(w)[:, None] * (keys - w @ keys), alpha)
+            )
         rows.append(w @ values)
     return xp.stack(rows)
 

@@ -45,6 +45,10 @@ def is_least_squares(form: Form) -> bool:
     return "alpha" in form.options
 
 
+def is_preconditioned(form: Form) -> bool:
+    return GRID[form.name].query == "preconditioned"
+
+
 def assert_close(got: np.ndarray, expected: np.ndarray, bound: float) -> None:
     assert got.shape == expected.shape
     error = float(np.max(np.abs(got - expected), initial=0.0))
@@ -57,7 +61,7 @@ def forms_that(applies: Callable[[Form], bool]) -> Any:
 
 biased_forms = forms_that(takes_bias)
 means = forms_that(is_mean)
-least_squares_forms = forms_that(is_least_squares)
+preconditioned_forms = forms_that(is_preconditioned)
 forms_with_state = forms_that(lambda form: form.has_state)
 
 
@@ -264,7 +268,7 @@ def pieces_beside_nothing(form: Form, rng: np.random.Generator) -> tuple[np.ndar
         Piece(k[6:], v[6:], mask=np.zeros((9, 3), bool), start=0),
         Piece(k[6:], v[6:], start=1000),
     ]
-    if takes_bias(form) and not is_least_squares(form):
+    if takes_bias(form) and not is_preconditioned(form):
         hidden.append(Piece(k[6:], v[6:], bias=np.full((1, 3), -math.inf), start=0))
     return q, seen, hidden
 
@@ -366,7 +370,7 @@ def test_nothing_leaks_from_behind_the_mask(
     hiding: list[Options] = [{"mask": mask, "is_causal": c} for mask in (key_mask, pair_mask) for c in (False, True)]
     if takes_bias(form):
         hiding.append({"mask": key_mask, "bias": np.where(key_mask, 0.3, poison)})
-        hiding += [] if is_least_squares(form) else [{"bias": bias}]
+        hiding += [] if is_preconditioned(form) else [{"bias": bias}]
     for options in hiding:
         made = alpha_of(form) | convert(options, lib, "float64")
         clean, dirty = (
@@ -577,7 +581,7 @@ def test_partials_of_another_kernel(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "cholesky", "svd", "cg"])
-@least_squares_forms
+@preconditioned_forms
 def test_solvers(form: Form, solver: str, rng: np.random.Generator) -> None:
     """Those that can do with K^T K give the same, with one matrix for all queries and with one for each."""
     q, k, v = random_qkv(rng, T=8)
@@ -589,7 +593,7 @@ def test_solvers(form: Form, solver: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "cholesky", "svd", "cg"])
-@least_squares_forms
+@preconditioned_forms
 def test_without_penalty(form: Form, solver: str, rng: np.random.Generator) -> None:
     """alpha = 0 and independent keys: as the whole, up to the square of the keys' condition number."""
     q, k, v = random_qkv(rng, T=12)

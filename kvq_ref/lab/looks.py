@@ -30,6 +30,7 @@ LOOKS = {
     "quadratic_attention": Look("quadratic", "expressive"),
     "taylor_attention": Look("Taylor", "softmax"),
     "sigmoid_attention": Look("sigmoid", "softmax"),
+    "local_linear_attention": Look("local linear", "softmax"),
     "intention": Look("Intention", "linear", preconditioned=True),
     "sigma_intention": Look("sigma-Intention", "softmax", preconditioned=True),
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),

@@ -35,6 +35,7 @@ import numpy as np
 
 from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.lines import units_of_line
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}  # a power of two
@@ -123,6 +124,7 @@ FUNCTIONS: Mapping[str, Callable[[F64], tuple[F64, F64, F64, F64]]] = {
 def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> tuple[ByName, ByName, ByName]:
     """The units in a dtype of roundoff u, the size of what is summed, and how much of an underflow reaches the result.
 
+    Those of a line are in :mod:`kvq_ref.testing.lines`.
     ``limit`` many units are allowed, and that is how far a weight is followed where it is curved.
     The third is the change of a result if each weight, each gradient of a score and the
     result itself are off by one.
@@ -155,6 +157,8 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     finite = visible & np.isfinite(bias)
     bias = np.where(finite, bias, 0.0)
     dz = u * cond[..., None] * z_size
+    if place.row == "line":
+        return units_of_line(call, z, dz, u, limit, dout)
     relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
     if place.score == "z":
         w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z

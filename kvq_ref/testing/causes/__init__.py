@@ -90,6 +90,8 @@ def likely_cause(target: Target, verdict: Verdict) -> str:
 
 
 def _cause(target: Target, verdict: Verdict, found: Counterexample) -> str:
+    if GRID[target.form].row == "line":  # which is not taken apart into steps
+        return _where_it_raises(target) if found.kind == "raised" else ""
     deadline = time.process_time() + TIME
     if found.kind == "raised":
         return _where_it_raises(target) or _wrong_output(target, evidence_on(target), [], deadline)

@@ -9,6 +9,7 @@ from kvq_ref.testing.laws.definition import DEFINITION
 from kvq_ref.testing.laws.law import Comparison, Law
 from kvq_ref.testing.laws.least_squares import FITS
 from kvq_ref.testing.laws.limits import LIMITS
+from kvq_ref.testing.laws.lines import LINE_FITS
 from kvq_ref.testing.laws.masks import MASKS
 from kvq_ref.testing.laws.pieces import PIECES
 from kvq_ref.testing.laws.scales import SCALES
@@ -27,6 +28,7 @@ LAWS: tuple[Law, ...] = (
     *FITS,
     *LIMITS,
     *SCORES,
+    *LINE_FITS,
 )
 
 __all__ = ["LAWS", "Comparison", "Law"]

@@ -10,6 +10,7 @@ import numpy as np
 import kvq_ref
 from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.lines import Lines
 
 PLAIN_FORM = {
     "intention": "linear_attention",
@@ -40,7 +41,7 @@ def preconditioned(call: Call) -> F64:
 def scores(form: str, call: Call) -> F64:
     """The scores z, of hidden pairs too."""
     q, k = call.q, call.k
-    if "alpha" in call.options:
+    if GRID[form].query == "preconditioned":
         q = preconditioned(call)
     if call.get("feature_map") is not None:
         phi = PHI[call.get("feature_map")]
@@ -67,12 +68,14 @@ def dense(form: str, call: Call) -> F64:
     place, visible, z = GRID[form], call.visible(), scores(form, call)
     b = np.zeros(z.shape) + call.options.get("bias", 0.0)
     exponent = np.where(visible, z + b if place.score == "exp" else b, -np.inf)
-    if place.row == "mean":
+    if place.row != "sum":
         top = np.max(exponent, axis=-1, keepdims=True)
         exponent = exponent - np.where(np.isfinite(top), top, 0.0)
     w = np.exp(exponent)
     w = w if place.score == "exp" else np.where(visible, w * SCORES[place.score](z), 0.0)
     total = np.sum(w, axis=-1, keepdims=True)
+    if place.row == "line":
+        return np.asarray(Lines.of(call, w / np.where(total == 0, 1.0, total)).weights() @ call.v)
     is_normalized = place.row == "mean" or call.get("normalize")
     return np.asarray(w @ call.v / np.where(total == 0, 1.0, total) if is_normalized else w @ call.v)
 

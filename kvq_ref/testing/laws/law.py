@@ -23,9 +23,11 @@ LEAST_SQUARES = frozenset(name for name in FORMS if GRID[name].query == "precond
 PLAIN = frozenset(name for name in FORMS if GRID[name].query == "plain")
 WEIGHTED_MEANS = frozenset(name for name in FORMS if GRID[name].row == "mean")
 SUMS = frozenset(name for name in FORMS if GRID[name].row == "sum")
+LINES = frozenset(name for name in FORMS if GRID[name].row == "line")
 MAY_VANISH = frozenset(name for name in FORMS if GRID[name].may_vanish)
 # and by what can be given.
 BIASED = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
+WITH_ALPHA = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
 SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
 STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
 

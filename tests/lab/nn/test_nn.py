@@ -23,6 +23,7 @@ FORMS: dict[Callable[..., Any], dict[str, float]] = {
     kvq.quadratic_attention: {},
     kvq.taylor_attention: {},
     kvq.sigmoid_attention: {"offset": -2.0},
+    kvq.local_linear_attention: {"alpha": 0.5},
     kvq.linear_attention: {"scale": 0.1},  # unscaled and without a norm it grows as a cube
     kvq.intention: {"alpha": 0.5},
     kvq.sigma_intention: {"alpha": 0.5},

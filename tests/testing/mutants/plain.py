@@ -139,6 +139,34 @@ def sigmoid(
     return np.where(seen, w, 0).astype(q.dtype) @ v
 
 
+def local_linear(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    q, k, v, alpha = (
+        np.asarray(x, np.float64) for x in (q, k, v, alpha)
+    )  # in float64, where the mutants' bugs are not
+    w = exp_rows(default_scale(q, scale) * q @ t(k) + (0 if bias is None else bias), seen)
+    return line(mean(w, np.eye(k.shape[-2])), q, k, v, alpha)
+
+
+def line(p: Array, q: Array, k: Array, v: Array, alpha: Array) -> Array:
+    """The weighted ridge regression of each query under the weights p, at the query."""
+    mu = p @ k
+    c = k[..., None, :, :] - mu[..., None, :]
+    s = np.einsum("...ij,...ijd,...ije->...ide", p, c, c) + alpha[..., None, None, None] * np.eye(k.shape[-1])
+    y = np.linalg.solve(s, (q - mu)[..., None])
+    return (p * (1 + (c @ y)[..., 0])) @ v
+
+
 def feature(x: Array, feature_map: str | None) -> Array:
     """phi(x): x itself, or elu(x) + 1."""
     return x if feature_map is None else np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
