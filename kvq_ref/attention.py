@@ -360,9 +360,9 @@ def sigmoid_attention(
     is_causal : bool, default False
         Whether query i sees keys 0 .. i only.
     scale : float, default 1
-        Factor of the scores; the source uses 1/sqrt(d).
+        Factor of the scores; 1/sqrt(d) is in use too.
     offset : float, default 0
-        Added to every score, inside the sigmoid. The source recommends -log n for n keys.
+        Added to every score, inside the sigmoid. -log n, for n keys, is recommended.
     out : array, optional
         Where to write the result, which is then what is returned: an array of its
         shape, library, dtype and device. It may overlap the arguments.
@@ -466,15 +466,15 @@ def local_linear_attention(
     Notes
     -----
     Time O(Tq Tk d (d + dv) + Tq d^3), memory O(Tq Tk d + Tq d^2).
-    Source: arXiv 2510.01450; the definition here is chosen, see the form's file.
+    Source: Zuo et al. 2025, arXiv 2510.01450; the definition here is chosen, see the form's file.
 
     Examples
     --------
     >>> import numpy as np, kvq_ref as kvq
     >>> k = np.array([[1.0], [2.0], [4.0]])
-    >>> kvq.local_linear_attention(np.array([[3.0], [10.0]]), k, 5 * k + 1, alpha=0.0)  # a line is found
+    >>> kvq.local_linear_attention(np.array([[3.0], [0.0]]), k, 5 * k + 1, alpha=0.0).round(9)  # it is a line
     array([[16.],
-           [51.]])
+           [ 1.]])
     """
     options: dict[str, Any] = {
         "alpha": alpha,

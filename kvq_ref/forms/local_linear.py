@@ -15,13 +15,13 @@ it tends to softmax attention; values that are an affine function of the keys ar
 0; with scale = 0 all weights are equal, and it is ordinary ridge regression with an intercept. At alpha = 0 a line
 that the keys leave open has the least slope: a query that sees a single key gets its value.
 
-Choices made here: the abstract states that local linear attention comes from nonparametric statistics, seen as
-test-time regression; the ridge penalty on W alone, on weights of sum one, is this package's. scale is 1/sqrt(d) by
-default, softmax attention's, for that is the form it tends to.
+Choices made here: the abstract states that local linear attention is derived from nonparametric statistics, through
+the lens of test-time regression; the ridge penalty, on W alone and beside weights of sum one, is this package's. scale
+is 1/sqrt(d) by default, softmax attention's, for that is the form it tends to.
 
 Cost: time O(Tq Tk d (d + dv) + Tq d^3), memory O(Tq Tk d + Tq d^2).
-Source: "Local Linear Attention: An Optimal Interpolation of Linear and Softmax Attention For Test-Time Regression"
-2025 (arXiv 2510.01450); Cleveland 1979, the statistics.
+Source: Zuo et al. 2025, "Local Linear Attention: An Optimal Interpolation of Linear and Softmax Attention For
+Test-Time Regression" (arXiv 2510.01450); Cleveland 1979, local regression.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ file takes the (Tq, Tk) weights, which are cheaper until Tk is about d^2.
 A common factor of a row cancels, so neither scale nor the length of a query has
 any effect; scale is there because every score form has it.
 
-A choice made here: the abstract of ReBased states that the Taylor kernel of
-Based is altered; that the kernel is the square, and the learned normalisation
-and shift before it are left out, is this package's reading of it.
+A choice made here: the abstract states an alteration to the kernel of Based (see
+taylor.py). That the altered kernel is the square is the public definition; the
+learned normalisation and shift of queries and keys before it are left out.
 
 Cost: time O(Tq Tk (d + dv)), memory O(Tq Tk).
 Source: Aksenov et al. 2024, "Linear Transformers with Learnable Kernel Functions are Better In-Context Models"

@@ -11,12 +11,12 @@ near zero sum to about one. Far below zero a weight is exp(z + offset): there it
 softmax attention without its normalisation.
 
 The bias is this package's: it multiplies the weight by exp(b), in every form. What
-the sources call the bias, the number inside the sigmoid, is the offset here. And as
+is elsewhere called the bias, the number inside the sigmoid, is the offset here. As
 nothing is normalised, exp(b) can overflow: the output is then infinite (or NaN,
 where two infinities meet), which is what the equation says.
 
-A choice made here: scale is 1 by default, as in all forms but softmax attention;
-the source uses 1/sqrt(d).
+A choice made here: the abstract states no formula; this is the public definition.
+scale is 1 by default, as in all forms but softmax attention, and elsewhere 1/sqrt(d).
 
 Cost: time O(Tq Tk (d + dv)), memory O(Tq Tk).
 Source: Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention" (arXiv 2409.04431).

@@ -13,8 +13,10 @@ weights, which are cheaper until Tk is about d^2.
 The weight is ((1 + z)^2 + 1) / 2. So it is never below 1/2, its least at z = -1, and
 a key that points against the query is attended to again: softmax ignores it.
 
-A choice made here: scale is 1 by default, as in all forms but softmax attention;
-1/sqrt(d) makes the two comparable.
+A choice made here: the abstract of ReBased (arXiv 2402.10644) states that the kernel of
+Based is inspired by the Taylor expansion of exponential functions; that it is cut after
+the second order is the public definition. scale is 1 by default, as in all forms but
+softmax attention; 1/sqrt(d) makes the two comparable.
 
 Cost: time O(Tq Tk (d + dv)), memory O(Tq Tk).
 Source: Arora et al. 2024, "Simple linear attention language models balance the recall-throughput tradeoff"

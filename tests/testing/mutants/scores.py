@@ -113,7 +113,7 @@ def offset_ignored(q: Array, k: Array, v: Array, *, offset: float = 0.0, **optio
 
 @mutant("sigmoid", "the bias is added to the score")
 def bias_inside_the_sigmoid(q: Array, k: Array, v: Array, *, mask: Any = None, bias: Any = None) -> Array:
-    """The bias is added inside the sigmoid, as the source's is."""
+    """The bias is added inside the sigmoid, as is usual elsewhere."""
     z = q @ t(k) + (0 if bias is None else bias)
     return np.where(sees(q, k, mask), 1 / (1 + np.exp(-z)), 0).astype(q.dtype) @ v
 
