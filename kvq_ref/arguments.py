@@ -69,6 +69,8 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
         ready["is_causal"] = check_flag("is_causal", ready["is_causal"])
     if "scale" in ready:
         ready["scale"] = check_scale(ready["scale"], q)
+    if "offset" in ready:
+        ready["offset"] = check_number("offset", ready["offset"], "a real number", q)
     if "alpha" in ready:
         ready["alpha"] = check_alpha(ready["alpha"], q)
     if "solver" in ready:

@@ -173,6 +173,321 @@ def expressive_attention(
     return call("expressive_attention", q, k, v, options)
 
 
+def quadratic_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Quadratic attention: a mean of the values, weighted by z^2 with z = scale * q.k.
+
+    Keys parallel and antiparallel to the query are attended to, orthogonal ones
+    suppressed: expressive attention where its scores are small, and normalised linear
+    attention of phi(x) = vec(x x^T). A query that sees no key, or is orthogonal to all
+    that it sees, gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores. It cancels, unless it is 0; every score form has one.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)), memory O(Tq Tk).
+    Source: Aksenov et al. 2024, arXiv 2402.10644 (ReBased), without its learned normalisation.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.quadratic_attention(np.array([[-5.0, 0.0], [1.0, 2.0]]), k, v)
+    array([[1. , 0. ],
+           [0.2, 0.8]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("quadratic_attention", q, k, v, options)
+
+
+def taylor_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Taylor attention: a mean of the values, weighted by 1 + z + z^2/2 with z = scale * q.k.
+
+    The first terms of exp(z), so softmax attention where scores are small. No weight is
+    below 1/2 (times exp(bias)). A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores; 1/sqrt(d) makes it comparable with softmax attention.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)), memory O(Tq Tk).
+    Source: Arora et al. 2024, arXiv 2402.18668 (Based).
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.taylor_attention(np.array([[2.0, 0.0], [0.0, 0.0]]), k, v).round(6)
+    array([[0.833333, 0.166667],
+           [0.5     , 0.5     ]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("taylor_attention", q, k, v, options)
+
+
+def sigmoid_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    offset: float = 0.0,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Sigmoid attention: a sum of the values, weighted by 1 / (1 + exp(-(z + offset))) with z = scale * q.k.
+
+    Nothing is normalised: the weights of a row do not sum to one, and the output grows
+    with the number of keys. A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias), as in every form; it is not added inside the
+        sigmoid, which is what offset is for. -inf hides a key. Nothing is normalised, so
+        a large one overflows to infinity.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the scores; 1/sqrt(d) is in use too.
+    offset : float, default 0
+        Added to every score, inside the sigmoid. -log n, for n keys, is recommended.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk (d + dv)), memory O(Tq Tk).
+    Source: Ramapuram et al. 2024, arXiv 2409.04431.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = v = np.eye(2)
+    >>> kvq.sigmoid_attention(np.array([[100.0, 0.0], [0.0, 0.0]]), k, v)
+    array([[1. , 0.5],
+           [0.5, 0.5]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "offset": offset,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("sigmoid_attention", q, k, v, options)
+
+
+def local_linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Local linear attention: for each query the line that fits the values near it best, read off at the query.
+
+    The b of ``argmin_(b, W) sum_j p_ij |v_j - b - (k_j - q_i) W|^2 + alpha |W|^2``, with p the
+    weights of softmax attention. As alpha grows it tends to softmax attention, and with
+    scale = 0 it is ridge regression with an intercept. A query that sees no key gets zeros.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty on the slope, >= 0, in units of k squared: large or small against
+        the variance of the keys. An array broadcasts over the leading axes. 0 means the
+        least slope that fits best.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query attends to a key. What it hides may hold NaN or inf.
+    bias : array, broadcasts to (..., Tq, Tk), optional
+        Multiplies each weight by exp(bias). -inf hides a key.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, optional
+        Factor of the scores, by default 1/sqrt(d).
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tq Tk d (d + dv) + Tq d^3), memory O(Tq Tk d + Tq d^2).
+    Source: Zuo et al. 2025, arXiv 2510.01450; the definition here is chosen, see the form's file.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = np.array([[1.0], [2.0], [4.0]])
+    >>> kvq.local_linear_attention(np.array([[3.0], [0.0]]), k, 5 * k + 1, alpha=0.0).round(9)  # it is a line
+    array([[16.],
+           [ 1.]])
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("local_linear_attention", q, k, v, options)
+
+
 def linear_attention(
     q: Array,
     k: Array,

@@ -37,9 +37,21 @@ from kvq_ref.arrays import (
     sum_to_shape,
     transpose,
 )
-from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    expressive,
+    expressive_intention,
+    intention,
+    linear,
+    local_linear,
+    quadratic,
+    sigma_intention,
+    sigmoid,
+    softmax,
+    taylor,
+)
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.grid import GRID
 from kvq_ref.kernels import linear as fast_linear
 from kvq_ref.kernels import preconditioned as fast_preconditioned
 from kvq_ref.kernels import ridge as fast_ridge
@@ -152,6 +164,10 @@ FORMS: dict[str, Form] = {
     for form in (
         _form("softmax_attention", softmax, _kernel(fast_tiled, "softmax")),
         _form("expressive_attention", expressive, _kernel(fast_tiled, "expressive")),
+        _form("quadratic_attention", quadratic),
+        _form("taylor_attention", taylor),
+        _form("sigmoid_attention", sigmoid),
+        _form("local_linear_attention", local_linear),
         _form("linear_attention", linear, _kernel(fast_linear)),
         _form("intention", intention, _kernel(fast_ridge)),
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),
@@ -342,7 +358,7 @@ def _long_way(
         nonfinite.isolate,
         is_causal=is_causal,
         has_state=initial_state is not None,
-        regresses="alpha" in form.options,
+        regresses=GRID[form.name].query == "preconditioned",
     )
     if not nonfinite.inputs_finite(inputs, implementation.all_finite):
         inputs, quarantine = isolate(inputs)

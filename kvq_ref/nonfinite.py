@@ -57,7 +57,8 @@ class Inputs(NamedTuple):
 def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool) -> tuple[Inputs, Quarantine]:
     """Replace what is not finite, and note who saw it.
 
-    ``has_state`` says that every query sees an initial state, ``regresses`` that the form fits the keys it sees.
+    ``has_state`` says that every query sees an initial state, ``regresses`` that the form fits all keys
+    that the mask lets it see, whatever their bias.
     """
     q, k, v, mask, bias = inputs
     xp = namespace(q)

@@ -9,6 +9,9 @@ any order; a piece without keys is the neutral element:
 What a partial holds:
 
     softmax, expressive attention    m_i, sum_j w_ij v_j and sum_j w_ij, with all weights divided by exp(m_i)
+    quadratic, Taylor attention      the same
+    sigmoid attention                sum_j w_ij v_j
+    local linear attention           m_i, the sums of w, w k and w v, and the spread about the means of these
     linear attention                 sum_j phi(k_j) v_j^T and sum_j phi(k_j)
     Intention                        sum_j k_j k_j^T and sum_j k_j v_j^T
     sigma-, expressive Intention     first sum_j k_j k_j^T, which gives q*; then the first line, for q*
@@ -44,15 +47,27 @@ from kvq_ref import nonfinite, solve
 from kvq_ref.arguments import check_call, check_pair_shape, check_qkv_shapes, check_word
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, namespace, transpose
 from kvq_ref.features import FeatureMap
-from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    expressive,
+    expressive_intention,
+    intention,
+    linear,
+    local_linear,
+    quadratic,
+    sigma_intention,
+    sigmoid,
+    softmax,
+    taylor,
+)
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.grid import GRID
 from kvq_ref.masks import row_divisor
 from kvq_ref.nonfinite import Inputs, Quarantine
-from kvq_ref.solvers import GRAM_SOLVERS
+from kvq_ref.solvers import GRAM_SOLVERS, solver_of_gram
 from kvq_ref.types import Array
 
-# ---- Softmax and expressive attention: a mean of the values --------------------------
+# ---- Softmax, expressive, quadratic and Taylor attention: a mean of the values --------------------------
 #
 # Here and below, visible (..., Tq or 1, n) says which of a piece's n keys each query sees.
 
@@ -86,6 +101,22 @@ def expressive_weight(z: Array, bias: Array) -> tuple[Array, Array]:
     return bias, expressive.score(z)[0]
 
 
+def quadratic_weight(z: Array, bias: Array) -> tuple[Array, Array]:
+    """z^2 is all exponent: the least and the largest score of a row may be in different pieces."""
+    xp = namespace(z)
+    has_weight = z != 0
+    log = xp.log(xp.where(has_weight, xp.abs(z), xp.ones_like(z)))
+    return xp.where(has_weight, bias + 2 * log, xp.full_like(log, -math.inf)), xp.ones_like(log)
+
+
+def taylor_weight(z: Array, bias: Array) -> tuple[Array, Array]:
+    """(1 + (1 + z)^2) / 2 with c^2 taken out, c the larger of 1 and |z|, so that no square overflows."""
+    xp = namespace(z)
+    c = xp.where(xp.abs(z) > 1, xp.abs(z), xp.ones_like(z))
+    r = 1 / c
+    return bias + 2 * xp.log(c), (r * r + (r + z / c) ** 2) / 2
+
+
 def partial_mean(
     weight: Weight, q: Array, k: Array, v: Array, visible: Array, *, bias: Array | None, scale: float, **_: Any
 ) -> MeanPartial:
@@ -117,6 +148,102 @@ def _in_range(maximum: Array) -> Array:
     """What to subtract from exponents: the maximum, or 0 before the first key, for -inf - -inf is NaN."""
     xp = namespace(maximum)
     return xp.where(maximum == -math.inf, xp.zeros_like(maximum), maximum)
+
+
+# ---- Sigmoid attention: a sum of the values ------------------------------------------
+
+
+class SumPartial(NamedTuple):
+    """A weighted sum in the making: ``numerator``, sum_j w_ij v_j, of shape (..., Tq, dv)."""
+
+    numerator: Array
+
+
+def partial_sigmoid(
+    q: Array,
+    k: Array,
+    v: Array,
+    visible: Array,
+    *,
+    bias: Array | None,
+    scale: float,
+    offset: float,
+    **_: Any,
+) -> SumPartial:
+    xp = namespace(q)
+    z = scale * (q @ transpose(k)) + offset
+    zero = xp.zeros_like(z)
+    w, _ = sigmoid.score(xp.where(visible, z, zero), zero if bias is None else xp.where(visible, bias, zero))
+    return SumPartial(xp.where(visible, w, zero) @ v)
+
+
+def finish_sum(q: Array, part: SumPartial, **_: Any) -> Array:
+    return part.numerator
+
+
+# ---- Local linear attention: a line through the values -------------------------------
+
+
+class LinePartial(NamedTuple):
+    """A weighted regression in the making, with the weights w_ij = exp(exponent_ij - maximum_i).
+
+    Attributes
+    ----------
+    maximum : array, shape (..., Tq, 1)
+        As in :class:`MeanPartial`.
+    total : array, shape (..., Tq, 1)
+        sum_j w_ij
+    k, v : array, shapes (..., Tq, d) and (..., Tq, dv)
+        sum_j w_ij k_j and sum_j w_ij v_j
+    kk, kv : array, shapes (..., Tq, d, d) and (..., Tq, d, dv)
+        sum_j w_ij (k_j - mu_i) (k_j - mu_i)^T, mu the mean of these keys, and the same of k with v.
+    """
+
+    maximum: Array
+    total: Array
+    k: Array
+    v: Array
+    kk: Array
+    kv: Array
+
+
+def partial_line(
+    q: Array, k: Array, v: Array, visible: Array, *, bias: Array | None, scale: float, **_: Any
+) -> LinePartial:
+    xp = namespace(q)
+    maximum, k_sum, total = partial_mean(softmax_weight, q, k, k, visible, bias=bias, scale=scale)
+    z = scale * (q @ transpose(k))
+    exponent = z if bias is None else z + bias
+    hidden = ~visible | (exponent == -math.inf)
+    w = xp.exp(xp.where(hidden, xp.full_like(z, -math.inf), exponent) - _in_range(maximum))
+    mean = (k_sum / row_divisor(total))[..., :, None, :]
+    c = k[..., None, :, :] - mean
+    c = xp.where((w > 0)[..., None], c, xp.zeros_like(c))
+    wc = transpose(w[..., None] * c)
+    return LinePartial(maximum, total, k_sum, w @ v, wc @ c, wc @ v[..., None, :, :])
+
+
+def merge_lines(a: LinePartial, b: LinePartial) -> LinePartial:
+    """Sums add up; and the spread of both is that of each, and that of their two means (Chan et al. 1979)."""
+    xp = namespace(a.maximum)
+    maximum = xp.maximum(a.maximum, b.maximum)
+    of_a, of_b = (xp.exp(part.maximum - _in_range(maximum)) for part in (a, b))
+    total, k, v = (of_a * x + of_b * y for x, y in zip(a[1:4], b[1:4], strict=True))
+    apart_k, apart_v = (x / row_divisor(a.total) - y / row_divisor(b.total) for x, y in ((a.k, b.k), (a.v, b.v)))
+    weight = ((of_a * a.total) * (of_b * b.total) / row_divisor(total))[..., None]
+    kk, kv = (of_a[..., None] * x + of_b[..., None] * y for x, y in zip(a[4:], b[4:], strict=True))
+    kk = kk + weight * (apart_k[..., :, None] * apart_k[..., None, :])
+    kv = kv + weight * (apart_k[..., :, None] * apart_v[..., None, :])
+    return LinePartial(maximum, total, k, v, kk, kv)
+
+
+def finish_line(q: Array, part: LinePartial, *, alpha: Array, **_: Any) -> Array:
+    xp = namespace(q)
+    total = row_divisor(part.total)
+    alpha = alpha[..., None, None, None]
+    solve_all = solver_of_gram(part.kk / total[..., None] + xp.zeros_like(alpha), alpha, "auto")
+    y = solve_all((q - part.k / total)[..., None])
+    return part.v / total + (transpose(y) @ (part.kv / total[..., None]))[..., 0, :]
 
 
 # ---- Linear attention and least squares: sums over the keys alone --------------------
@@ -204,6 +331,10 @@ class Round(NamedTuple):
 
 SOFTMAX = Round(functools.partial(partial_mean, softmax_weight), merge_means, finish_mean)
 EXPRESSIVE = Round(functools.partial(partial_mean, expressive_weight), merge_means, finish_mean)
+QUADRATIC = Round(functools.partial(partial_mean, quadratic_weight), merge_means, finish_mean)
+TAYLOR = Round(functools.partial(partial_mean, taylor_weight), merge_means, finish_mean)
+SIGMOID = Round(partial_sigmoid, add, finish_sum)
+LINE = Round(partial_line, merge_lines, finish_line)
 LINEAR = Round(partial_linear, add, finish_linear)
 INTENTION = Round(partial_intention, add, finish_intention)
 PRECONDITION = Round(partial_gram, add, finish_gram)
@@ -212,6 +343,10 @@ PRECONDITION = Round(partial_gram, add, finish_gram)
 FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "softmax_attention": (softmax, (SOFTMAX,)),
     "expressive_attention": (expressive, (EXPRESSIVE,)),
+    "quadratic_attention": (quadratic, (QUADRATIC,)),
+    "taylor_attention": (taylor, (TAYLOR,)),
+    "sigmoid_attention": (sigmoid, (SIGMOID,)),
+    "local_linear_attention": (local_linear, (LINE,)),
     "linear_attention": (linear, (LINEAR,)),
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
@@ -267,7 +402,7 @@ def fold(
         ``gather(merge, partials)`` makes one partial of all. By default one after another; a tree gives
         the same. It may bring in others: those of other machines, or of an earlier call.
     **options
-        Those of the public function: ``is_causal``, ``scale``, ``alpha``, ``solver``, ``feature_map``,
+        Those of the public function: ``is_causal``, ``scale``, ``offset``, ``alpha``, ``solver``, ``feature_map``,
         ``normalize``. K^T K is all that is kept, so ``solver`` is "auto", "cholesky", "svd" or "cg".
 
     Returns
@@ -361,7 +496,7 @@ def _prepare(
     if "solver" in ready:
         check_word("solver", ready["solver"], GRAM_SOLVERS)
     if "scale" in ready and ready["scale"] is None:
-        ready["scale"] = 1 / math.sqrt(max(q.shape[-1], 1)) if form == "softmax_attention" else 1.0
+        ready["scale"] = GRID[form].default_scale(q.shape[-1])
 
     xp, where, visible = namespace(q), device(q), ready.pop("mask")
     if visible is None:
@@ -370,7 +505,9 @@ def _prepare(
         lag = xp.arange(q.shape[-2], device=where)[:, None] - xp.arange(k.shape[-2], device=where)
         visible = visible & (lag >= _place(first) - _place(start))
     inputs = Inputs(*map(_wide, (q, k, v, visible, ready.pop("bias", None))))
-    inputs, quarantine = nonfinite.isolate(inputs, is_causal=False, has_state=False, regresses="alpha" in ready)
+    inputs, quarantine = nonfinite.isolate(
+        inputs, is_causal=False, has_state=False, regresses=GRID[form].query == "preconditioned"
+    )
     visible = quarantine.visible  # not where a bias of -inf hides a key that is not finite
     by_any = transpose(xp.any(visible, axis=-2, keepdims=True))  # what nobody sees could overflow
     k, v = (xp.where(by_any, x, xp.full_like(x, by)) for x, by in ((inputs.k, 1), (inputs.v, 0)))

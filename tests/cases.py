@@ -145,6 +145,9 @@ def cases(form: Form, rng: np.random.Generator, sizes: tuple[int, int, int, int]
         yield Case("bias broadcast", *arrays((2,), (2,), (2,)), alpha | {"bias": rng.standard_normal((1, Tk))})
         everything = {"bias": rng.standard_normal((Tq, Tk)), "mask": mask(2, Tq, Tk), "is_causal": True, "scale": 0.8}
         yield Case("everything", *arrays((2,), (2,), ()), alpha | everything)
+    if "offset" in form.options:
+        bias = rng.standard_normal((Tq, Tk))
+        yield Case("offset", *arrays((), (), ()), {"offset": -1.3, "bias": bias, "mask": mask(Tq, Tk)})
     if "alpha" in form.options:
         per_batch = rng.uniform(0.3, 2.0, (2,))
         yield Case("alpha per batch", *arrays((2,), (), (2,)), {"alpha": per_batch})

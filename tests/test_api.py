@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]  # of the repository, where meson.build is
 
 DESIGNED = {
     *("softmax_attention", "expressive_attention", "linear_attention"),
+    *("quadratic_attention", "taylor_attention", "sigmoid_attention", "local_linear_attention"),
     *("intention", "sigma_intention", "expressive_intention"),
     *("vjp", "use_implementation", "use_backend", "use_num_threads", "show_config"),
 }
@@ -51,7 +52,7 @@ def test_public_names() -> None:
 
 
 def test_every_form_is_public() -> None:
-    """The declarations in dispatch and the public functions are the same six, under the same names."""
+    """The declarations in dispatch and the public functions are the same, under the same names."""
     assert set(FORMS) == {name for name in DESIGNED if name.endswith(("attention", "intention"))}
     for name, form in FORMS.items():
         assert form.name == name
@@ -61,6 +62,10 @@ def test_every_form_is_public() -> None:
 SIGNATURES = {
     "softmax_attention": "mask=None, bias=None, is_causal=False, scale=None",
     "expressive_attention": "mask=None, bias=None, is_causal=False, scale=None",
+    "quadratic_attention": "mask=None, bias=None, is_causal=False, scale=None",
+    "taylor_attention": "mask=None, bias=None, is_causal=False, scale=None",
+    "sigmoid_attention": "mask=None, bias=None, is_causal=False, scale=None, offset=0.0",
+    "local_linear_attention": "alpha, mask=None, bias=None, is_causal=False, scale=None",
     "linear_attention": "mask=None, is_causal=False, scale=None, feature_map=None, normalize=False, "
     "initial_state=None, output_final_state=False",
     "intention": "alpha, mask=None, is_causal=False, solver='auto', initial_state=None, output_final_state=False",

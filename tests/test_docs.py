@@ -6,6 +6,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,6 +20,16 @@ def test_capabilities_page_is_in_step() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/make_capabilities.py"
+
+
+def test_every_form_is_in_the_table_of_regressions() -> None:
+    """docs/forms_as_regression.md has a row for each form, with the row of the grid that is declared for it."""
+    text = (ROOT / "docs" / "forms_as_regression.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    assert set(rows) == set(FORMS) == set(GRID)
+    for name, place in GRID.items():
+        assert rows[name].startswith("q*," if place.query == "preconditioned" else "q,"), name
+        assert rows[name].endswith(place.row), name
 
 
 def test_readme_example_runs() -> None:

@@ -181,6 +181,10 @@ MISTAKES = [
     Mistake("True", "scale", becomes(True), TypeError, "real number or None, got bool"),
     Mistake("complex", "scale", becomes(1j), TypeError, "real number or None, got complex"),
     Mistake("an array", "scale", becomes(np.ones(3)), TypeError, "real number or None, got ndarray"),
+    Mistake("NaN", "offset", becomes(math.nan), ValueError, "finite number, got nan"),
+    Mistake("infinite", "offset", becomes(math.inf), ValueError, "finite number, got inf"),
+    Mistake("None", "offset", becomes(None), TypeError, "a real number, got NoneType"),
+    Mistake("an array", "offset", becomes(np.ones(3)), TypeError, "a real number, got ndarray"),
     Mistake("1", "is_causal", becomes(1), TypeError, "True or False, got 1"),
     Mistake("a string", "is_causal", becomes("yes"), TypeError, "True or False, got 'yes'"),
     Mistake("None", "is_causal", becomes(None), TypeError, "True or False, got None"),
@@ -224,7 +228,12 @@ def test_numpy_scalars_are_numbers(form: Form, implementation: str, rng: np.rand
     """What NumPy's indexing and arithmetic give for a number or a flag is not a mistake."""
     skip_if_missing(form, implementation)
     call = good_call(form, rng)
-    numbers = {"scale": (np.float64(0.5), 0.5), "is_causal": (np.True_, True), "alpha": (np.float64(0.5), 0.5)}
+    numbers = {
+        "offset": (np.float64(0.5), 0.5),
+        "scale": (np.float64(0.5), 0.5),
+        "is_causal": (np.True_, True),
+        "alpha": (np.float64(0.5), 0.5),
+    }
     for name, (scalar, plain) in numbers.items():
         if name in form.options:
             got, expected = (call_with(form, implementation, call | {name: x}) for x in (scalar, plain))
@@ -568,8 +577,8 @@ def test_rank_deficient_keys_without_penalty(
     form: Form, implementation: str, solver: str, is_causal: bool, rng: np.random.Generator
 ) -> None:
     """The solvers "cholesky" and "qr" cannot solve a singular system: LinAlgError, and never numbers."""
-    if "alpha" not in form.options:
-        pytest.skip("solves nothing")
+    if "solver" not in form.options:
+        pytest.skip("takes no solver")
     skip_if_missing(form, implementation)
     call = good_call(form, rng) | {"alpha": 0.0, "mask": None, "is_causal": is_causal, "solver": solver}
     call["k"][:] = 0

@@ -17,6 +17,7 @@ from cases import ALL_FORMS, SERVED, each_implementation, public, relative_error
 
 import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS, Form
+from kvq_ref.grid import GRID
 
 BARS = {"float64": 1e-12, "float32": 1e-5}
 
@@ -262,7 +263,7 @@ def test_intention_without_penalty_is_of_minimum_norm(solver: str, kind: str, rn
 def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list[int]], **options: Any) -> Any:
     """One head of a form in the words of ``xp``, a query at a time, over the keys that it sees."""
     alpha, bias = options.get("alpha"), options.get("bias")
-    default_scale = q.shape[-1] ** -0.5 if form == "softmax_attention" else 1.0
+    default_scale = GRID[form].default_scale(q.shape[-1])
     scale = default_scale if options.get("scale") is None else options["scale"]
     rows = []
     for i, visible in enumerate(seen):
@@ -270,22 +271,34 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             rows.append(0 * q[i, :1].sum() * v[0])
             continue
         keys, values = k[visible], v[visible]
-        query = q[i] if alpha is None else preconditioned(xp, q[i], keys, alpha)
-        w = weights(form, xp, scale * (keys @ query))
+        query = preconditioned(xp, q[i], keys, alpha) if GRID[form].query == "preconditioned" else q[i]
+        w = weights(form, xp, scale * (keys @ query) + (options.get("offset") or 0.0))
         if options.get("feature_map") == "elu+1":
             w = scale * (elu_plus_one(xp, keys) @ elu_plus_one(xp, query))
         if bias is not None:
             w = w * xp.exp(bias[i][visible])
-        if form not in ("linear_attention", "intention") or options.get("normalize"):
+        if GRID[form].row != "sum" or options.get("normalize"):
             w = w / w.sum()
+        if GRID[form].row == "line":
+            w = w * (
+                1
+                + (keys - w @ keys)
+                @ preconditioned(xp, query - w @ keys, xp.sqrt(w)[:, None] * (keys - w @ keys), alpha)
+            )
         rows.append(w @ values)
     return xp.stack(rows)
 
 
 def weights(form: str, xp: Any, z: Any) -> Any:
-    if form in ("softmax_attention", "sigma_intention"):
-        return xp.exp(z)
-    return z**2 / (1 + z**2) if form.startswith("expressive") else z
+    functions = {
+        "z": lambda: z,
+        "exp": lambda: xp.exp(z),
+        "z^2/(1+z^2)": lambda: z**2 / (1 + z**2),
+        "z^2": lambda: z**2,
+        "1+z+z^2/2": lambda: 1 + z + z**2 / 2,
+        "sigmoid": lambda: 1 / (1 + xp.exp(-z)),
+    }
+    return functions[GRID[form].score]()
 
 
 def preconditioned(xp: Any, query: Any, keys: Any, alpha: Any) -> Any:
@@ -323,6 +336,8 @@ def calls(form: Form, rng: np.random.Generator) -> Iterator[Call]:
                 arrays["alpha"] = rng.uniform(0.3, 2.0, ())
             if "scale" in form.options and kind == "keys":
                 options["scale"] = 0.7
+            if "offset" in form.options and kind == "pairs":
+                options["offset"] = -1.3
             if "normalize" in form.options and kind == "pairs":
                 options |= {"normalize": True, "feature_map": "elu+1"}
             yield f"{kind}, {is_causal=}", arrays, options
@@ -357,7 +372,7 @@ def test_gradients_equal_autograd(form: Form, implementation: str, rng: np.rando
     skip_if_missing(form, implementation)
     for where, arrays, options in calls(form, rng):
         seen = seen_keys(options["mask"], options["is_causal"], 5, 7)
-        settings = {n: options.get(n) for n in ("scale", "normalize", "feature_map")}
+        settings = {n: options.get(n) for n in ("scale", "offset", "normalize", "feature_map")}
 
         def plain(given: dict[str, Any], seen: list[list[int]] = seen, settings: dict[str, Any] = settings) -> Any:
             return printed_equation(
@@ -459,7 +474,7 @@ def test_gradients_equal_torch_autograd(form: Form, rng: np.random.Generator) ->
     torch = pytest.importorskip("torch")
     for where, arrays, options in calls(form, rng):
         seen = seen_keys(options["mask"], options["is_causal"], 5, 7)
-        settings = {n: options.get(n) for n in ("scale", "normalize", "feature_map")}
+        settings = {n: options.get(n) for n in ("scale", "offset", "normalize", "feature_map")}
 
         def plain(given: dict[str, Any], seen: list[list[int]] = seen, settings: dict[str, Any] = settings) -> Any:
             return printed_equation(

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS, Form
+from kvq_ref.grid import GRID
 from kvq_ref.partials import FOLDS, MeanPartial, Piece, fold, merge_means, split
 from kvq_ref.testing.calls import OPTIONAL, calls
 from kvq_ref.testing.rounding import rounding
@@ -32,12 +33,20 @@ Gather = Callable[[Merge, list[Any]], Any]
 Arrays = Sequence[np.ndarray]
 
 
-def is_normalized(form: Form) -> bool:
+def takes_bias(form: Form) -> bool:
     return "bias" in form.options
+
+
+def is_mean(form: Form) -> bool:
+    return GRID[form.name].row == "mean"
 
 
 def is_least_squares(form: Form) -> bool:
     return "alpha" in form.options
+
+
+def is_preconditioned(form: Form) -> bool:
+    return GRID[form.name].query == "preconditioned"
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray, bound: float) -> None:
@@ -50,8 +59,9 @@ def forms_that(applies: Callable[[Form], bool]) -> Any:
     return pytest.mark.parametrize("form", [form for form in ALL_FORMS if applies(form)], ids=lambda form: form.name)
 
 
-normalized_forms = forms_that(is_normalized)
-least_squares_forms = forms_that(is_least_squares)
+biased_forms = forms_that(takes_bias)
+means = forms_that(is_mean)
+preconditioned_forms = forms_that(is_preconditioned)
 forms_with_state = forms_that(lambda form: form.has_state)
 
 
@@ -258,7 +268,7 @@ def pieces_beside_nothing(form: Form, rng: np.random.Generator) -> tuple[np.ndar
         Piece(k[6:], v[6:], mask=np.zeros((9, 3), bool), start=0),
         Piece(k[6:], v[6:], start=1000),
     ]
-    if is_normalized(form) and not is_least_squares(form):
+    if takes_bias(form) and not is_preconditioned(form):
         hidden.append(Piece(k[6:], v[6:], bias=np.full((1, 3), -math.inf), start=0))
     return q, seen, hidden
 
@@ -327,7 +337,7 @@ def test_state_is_the_partial_of_all_keys(rng: np.random.Generator) -> None:
 # ---- Masks, and what they hide -------------------------------------------------------
 
 
-@normalized_forms
+@biased_forms
 def test_bias_of_minus_infinity(form: Form, rng: np.random.Generator) -> None:
     """No weight, for some pairs, for all keys of a query and for all of a piece; but still in the regression."""
     q, k, v = random_qkv(rng)
@@ -358,9 +368,9 @@ def test_nothing_leaks_from_behind_the_mask(
     bad_k[:, hidden], bad_v[:, hidden] = poison, poison
     bias = np.where(key_mask, 0.3, -math.inf)
     hiding: list[Options] = [{"mask": mask, "is_causal": c} for mask in (key_mask, pair_mask) for c in (False, True)]
-    if is_normalized(form):
+    if takes_bias(form):
         hiding.append({"mask": key_mask, "bias": np.where(key_mask, 0.3, poison)})
-        hiding += [] if is_least_squares(form) else [{"bias": bias}]
+        hiding += [] if is_preconditioned(form) else [{"bias": bias}]
     for options in hiding:
         made = alpha_of(form) | convert(options, lib, "float64")
         clean, dirty = (
@@ -408,7 +418,7 @@ def test_visible_nan_is_reported_where_it_is_seen(form: Form, bad: float, rng: n
         arrays = dict(zip("qkv", random_qkv(rng), strict=True))
         options = options | {"mask": rng.random((6, 6)) < 0.6, "is_causal": bool(rng.integers(2))}
         if where == "bias":
-            if not is_normalized(form):
+            if not takes_bias(form):
                 continue
             options["bias"] = rng.standard_normal((6, 6))
             options["bias"][2, 1] = bad
@@ -466,7 +476,7 @@ def test_softmax_keeps_pieces_of_very_different_size(size: float) -> None:
         np.testing.assert_array_equal(fold("softmax_attention", q, pieces), [[-size]])
 
 
-@normalized_forms
+@means
 def test_large_bias_stays_finite(form: Form, rng: np.random.Generator) -> None:
     """A bias of +-1e4 that differs by pieces: those with the largest have all the weight."""
     q, k, v = random_qkv(rng)
@@ -571,7 +581,7 @@ def test_partials_of_another_kernel(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "cholesky", "svd", "cg"])
-@least_squares_forms
+@preconditioned_forms
 def test_solvers(form: Form, solver: str, rng: np.random.Generator) -> None:
     """Those that can do with K^T K give the same, with one matrix for all queries and with one for each."""
     q, k, v = random_qkv(rng, T=8)
@@ -583,7 +593,7 @@ def test_solvers(form: Form, solver: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "cholesky", "svd", "cg"])
-@least_squares_forms
+@preconditioned_forms
 def test_without_penalty(form: Form, solver: str, rng: np.random.Generator) -> None:
     """alpha = 0 and independent keys: as the whole, up to the square of the keys' condition number."""
     q, k, v = random_qkv(rng, T=12)

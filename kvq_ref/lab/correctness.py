@@ -129,10 +129,11 @@ def random_inputs(
     takes = inspect.signature(getattr(kvq, name)).parameters
     q, k, v = (rng.standard_normal((*batch, *shape)) for shape in ((Tq, d), (Tk, d), (Tk, dv)))
     options: dict[str, Any] = {}
+    sums = Tk if "solver" in takes else 1  # comparable with K^T K, or with a covariance
     if "alpha" in takes:
-        options["alpha"] = Tk * rng.uniform(0.5, 1.5, batch)  # comparable with K^T K
+        options["alpha"] = sums * rng.uniform(0.5, 1.5, batch)
     if "scale" in takes:
-        options["scale"] = float(rng.uniform(0.5, 1.5)) * (2 * Tk if "alpha" in takes else 1)
+        options["scale"] = float(rng.uniform(0.5, 1.5)) * (2 * Tk if "solver" in takes else 1)
     if case == "causal":
         options["is_causal"] = True
     if case == "masked":
@@ -144,19 +145,19 @@ def random_inputs(
         if "bias" in takes:
             options["bias"] = rng.standard_normal((*batch, Tq, Tk))
     for _ in range(100):
-        scores = _scores(q, k, options)
+        scores = _scores(q, k, options, "solver" in takes)
         bad = np.any(scores != 0, axis=-1) & np.all(np.abs(scores) < BEND, axis=-1)
         q[bad] = rng.standard_normal((np.count_nonzero(bad), d))
     return Inputs(q, k, v, options)
 
 
-def _scores(q: F64, k: F64, options: dict[str, Any]) -> F64:
+def _scores(q: F64, k: F64, options: dict[str, Any], is_preconditioned: bool) -> F64:
     """z for each pair that is visible, and 0 for the others."""
     pairs = (q.shape[-2], k.shape[-2])
     visible = np.tri(*pairs, dtype=bool) if "is_causal" in options else np.ones(pairs, bool)
     visible = visible & options.get("mask", True)
     k = np.nan_to_num(k)
-    if "alpha" in options:
+    if is_preconditioned:
         grams = np.einsum("...ij,...ja,...jb->...iab", visible.astype(np.float64), k, k)
         q = np.linalg.solve(grams + options["alpha"][..., None, None, None] * np.eye(q.shape[-1]), q[..., None])[..., 0]
     return np.where(visible, options.get("scale", 1.0) * (q @ np.swapaxes(k, -1, -2)), 0.0)

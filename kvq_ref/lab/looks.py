@@ -1,7 +1,7 @@
 """What a form is called and how it is drawn, the same in every table and figure.
 
-The colour says what becomes of a score (linear green, softmax blue, expressive
-vermilion; from the palette of Okabe and Ito, made for colour-blind readers),
+The colour says what becomes of a score (linear green, softmax and what is near it
+blue, expressive and other squares vermilion; from the palette of Okabe and Ito, made for colour-blind readers),
 the marker what becomes of the query: hollow circle q, filled square q*.
 """
 
@@ -27,6 +27,10 @@ LOOKS = {
     "linear_attention": Look("linear", "linear"),
     "softmax_attention": Look("softmax", "softmax"),
     "expressive_attention": Look("expressive", "expressive"),
+    "quadratic_attention": Look("quadratic", "expressive"),
+    "taylor_attention": Look("Taylor", "softmax"),
+    "sigmoid_attention": Look("sigmoid", "softmax"),
+    "local_linear_attention": Look("local linear", "softmax"),
     "intention": Look("Intention", "linear", preconditioned=True),
     "sigma_intention": Look("sigma-Intention", "softmax", preconditioned=True),
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),

@@ -104,7 +104,7 @@ def _ridge(p: Setting, q: F64, k: F64, v: F64) -> F64:
 
 
 def predictors(task: str) -> tuple[Predictor, ...]:
-    """The six forms, then the yardsticks.
+    """The six forms of the grid of two queries and three scores, then the yardsticks.
 
     Parameters
     ----------

@@ -28,7 +28,8 @@ UNROUND = 0.9731059
 
 ALPHAS = (1.0, 0.125, 8.0)
 SCALES = (None, None, 0.5, 1.25)  # the default is what most kernels get wrong
-OPTIONAL = ("mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize")
+OFFSETS = (None, -1.5, 0.75)
+OPTIONAL = ("mask", "bias", "is_causal", "scale", "offset", "alpha", "feature_map", "normalize")
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,10 @@ def calls(
         scale = draw(st.sampled_from(SCALES), label="scale")
         if scale is not None:
             options["scale"] = scale
+    if may("offset"):
+        offset = draw(st.sampled_from(OFFSETS), label="offset")
+        if offset is not None:
+            options["offset"] = offset
     if may("alpha"):
         options["alpha"] = draw(st.sampled_from(ALPHAS), label="alpha")
     if features and may("feature_map"):

@@ -2,7 +2,8 @@
 
 Written from the equations alone, one number at a time and as slow as that
 sounds, so that a mistake in the forms' array code has nowhere to hide. The
-only linear algebra is ``numpy.linalg.pinv`` on the d x d system of one query.
+only linear algebra is that of the regression of one query: ``numpy.linalg.solve``,
+``pinv`` and ``lstsq``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,42 @@ def expressive_attention(
         return z * z / (1 + z * z)
 
     return _loop(q, k, v, weight, normalize=True, **options)
+
+
+def quadratic_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.quadratic_attention`."""
+    scale = 1.0 if scale is None else scale
+    return _loop(q, k, v, lambda q_i, k_j: (scale * _dot(q_i, k_j)) ** 2, normalize=True, **options)
+
+
+def taylor_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
+    """Loops for :func:`kvq_ref.taylor_attention`."""
+    scale = 1.0 if scale is None else scale
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        z = scale * _dot(q_i, k_j)
+        return 1 + z + z * z / 2
+
+    return _loop(q, k, v, weight, normalize=True, **options)
+
+
+def sigmoid_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, offset: float = 0.0, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.sigmoid_attention`, without its protection against overflow."""
+    scale = 1.0 if scale is None else scale
+
+    def weight(q_i: F64, k_j: F64) -> float:
+        return 1 / (1 + math.exp(-(scale * _dot(q_i, k_j) + offset)))
+
+    return _loop(q, k, v, weight, normalize=False, **options)
+
+
+def local_linear_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, scale: float | None = None, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.local_linear_attention`: each fit by ``numpy.linalg.lstsq``."""
+    return softmax_attention(q, k, v, scale=scale, line=alpha, **options)
 
 
 def linear_attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, scale: float | None = None, **options: Any) -> F64:
@@ -73,6 +110,10 @@ ORACLES: dict[str, Oracle] = {
     for f in (
         softmax_attention,
         expressive_attention,
+        quadratic_attention,
+        taylor_attention,
+        sigmoid_attention,
+        local_linear_attention,
         linear_attention,
         intention,
         sigma_intention,
@@ -92,12 +133,14 @@ def _loop(
     bias: ArrayLike | None = None,
     is_causal: bool = False,
     alpha: ArrayLike | None = None,
+    line: ArrayLike | None = None,
 ) -> F64:
     q, k, v = (np.asarray(x, np.float64) for x in (q_, k_, v_))
     Tq, Tk = q.shape[-2], k.shape[-2]
     masks = np.asarray(True if mask is None else mask)
     biases = np.asarray(0.0 if bias is None else bias, np.float64)
-    alphas = np.asarray(0.0 if alpha is None else alpha, np.float64)
+    penalty = alpha if line is None else line
+    alphas = np.asarray(0.0 if penalty is None else penalty, np.float64)
     batch = np.broadcast_shapes(
         q.shape[:-2], k.shape[:-2], v.shape[:-2], masks.shape[:-2], biases.shape[:-2], alphas.shape
     )
@@ -112,7 +155,10 @@ def _loop(
             query = q[b][i] if alpha is None else _precondition(q[b][i], [k[b][j] for j in seen], float(alphas[b]))
             weights = [math.exp(biases[b][i, j]) * weight(query, k[b][j]) for j in seen]
             total = sum(weights) if normalize else 1.0
-            if total != 0:
+            if total != 0 and line is not None:
+                p = [w / total for w in weights]
+                out[b][i] = _line(query, [k[b][j] for j in seen], [v[b][j] for j in seen], p, float(alphas[b]))
+            elif total != 0:
                 for w, j in zip(weights, seen, strict=True):
                     out[b][i] += w * v[b][j] / total
     return out
@@ -130,6 +176,24 @@ def _precondition(q_i: F64, keys: list[F64], alpha: float) -> F64:
         return np.zeros(d)
     inverse = np.asarray(np.linalg.pinv(np.array(keys)), np.float64)
     return inverse @ (inverse.T @ q_i)
+
+
+def _line(q_i: F64, keys: list[F64], values: list[F64], p: list[float], alpha: float) -> F64:
+    """The b of argmin_(b, W) sum_j p_j |v_j - b - (k_j - q_i) W|^2 + alpha |W|^2, the W of least norm at alpha = 0."""
+    d, root = len(q_i), np.sqrt(p)[:, None]
+    if alpha > 0:
+        known = np.array([[1.0, *(k_j - q_i)] for k_j in keys])
+        penalty = math.sqrt(alpha) * np.eye(d, d + 1, 1)
+        left, right = (
+            np.concatenate([root * known, penalty]),
+            [*(root * np.array(values)), *np.zeros((d, len(values[0])))],
+        )
+        return np.asarray(np.linalg.lstsq(left, np.array(right), rcond=None)[0][0], np.float64)
+    # With b fitted first, W is a regression of what is left of the values on what is left of the keys.
+    key_mean = sum((p_j * k_j for p_j, k_j in zip(p, keys, strict=True)), np.zeros(d))
+    value_mean = sum((p_j * v_j for p_j, v_j in zip(p, values, strict=True)), np.zeros(len(values[0])))
+    w = np.linalg.lstsq(root * (np.array(keys) - key_mean), root * (np.array(values) - value_mean), rcond=None)[0]
+    return np.asarray(value_mean + (q_i - key_mean) @ w, np.float64)
 
 
 def _dot(a: F64, b: F64) -> float:

@@ -28,13 +28,14 @@ a gradient (weights, output, their gradient, result).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.lines import units_of_line
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}  # a power of two
@@ -106,20 +107,35 @@ def longest(call: Call) -> float:
 
 ByName = dict[str, F64]
 
+# What a score becomes: f, its slope, the most that bends it nearby, and the size of what is summed for f over f.
+FUNCTIONS: Mapping[str, Callable[[F64], tuple[F64, F64, F64, F64]]] = {
+    "z^2/(1+z^2)": lambda z: (z**2 / (1 + z**2), 2 * z / (1 + z**2) ** 2, 2.0 + 0 * z, 1.0 + 0 * z),
+    "z^2": lambda z: (z**2, 2 * z, 2.0 + 0 * z, 1.0 + 0 * z),
+    "1+z+z^2/2": lambda z: (
+        1 + z + z**2 / 2,
+        1 + z,
+        1.0 + 0 * z,
+        (1 + np.abs(z) + z**2 / 2) / (1 + z + z**2 / 2),
+    ),
+    "sigmoid": lambda z: (_sigmoid(z), _sigmoid(z) * _sigmoid(-z), 0.1 + 0 * z, 1.0 + 0 * z),
+}
+
 
 def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> tuple[ByName, ByName, ByName]:
     """The units in a dtype of roundoff u, the size of what is summed, and how much of an underflow reaches the result.
 
+    Those of a line are in :mod:`kvq_ref.testing.lines`.
     ``limit`` many units are allowed, and that is how far a weight is followed where it is curved.
     The third is the change of a result if each weight, each gradient of a score and the
     result itself are off by one.
     """
     _, _, d, _ = call.sizes
-    is_softmax = form in ("softmax_attention", "sigma_intention")
-    is_normalized = "bias" in FORMS[form].options or bool(call.get("normalize"))
+    place = GRID[form]
+    is_softmax = place.score == "exp"
+    is_normalized = place.row == "mean" or bool(call.get("normalize"))
     visible = call.visible()
     scale = call.get("scale")
-    scale = d**-0.5 if scale is None and form == "softmax_attention" else 1.0 if scale is None else scale
+    scale = place.default_scale(d) if scale is None else scale
     q, k, v = call.q, call.k, np.abs(call.v)
     if call.get("feature_map") == "elu+1":
         q, k = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (q, k))
@@ -128,20 +144,23 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     k_length = np.linalg.norm(k, axis=-1)
 
     # y: the query that meets the keys; its length, and the largest part of it that can be rounding.
-    solve = Solve.of(call) if "alpha" in FORMS[form].options else None
+    solve = Solve.of(call) if place.query == "preconditioned" else None
     y = q if solve is None else solve.y
     y_length = np.linalg.norm(y, axis=-1) if solve is None else solve.length
     cond = np.ones(y_length.shape) if solve is None else solve.cond
 
     # The weights, their slope in z, and their errors.
-    z = scale * y @ _t(k)
-    z_size = abs(scale) * y_length[..., :, None] * k_length[..., None, :]
+    offset = call.options.get("offset", 0.0)
+    z = scale * y @ _t(k) + offset
+    z_size = abs(scale) * y_length[..., :, None] * k_length[..., None, :] + abs(offset)
     bias = np.zeros(z.shape) + call.options.get("bias", 0.0)
     finite = visible & np.isfinite(bias)
     bias = np.where(finite, bias, 0.0)
     dz = u * cond[..., None] * z_size
+    if place.row == "line":
+        return units_of_line(call, z, dz, u, limit, dout)
     relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
-    if form in ("linear_attention", "intention"):
+    if place.score == "z":
         w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z
     elif is_softmax:
         exponent = np.where(finite, z + bias, -np.inf)
@@ -151,11 +170,13 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         dz = np.expm1(np.minimum(limit * (dz + u * np.abs(bias)), 50.0)) / limit
         relative = u + 0.0 * z
     else:
-        # The largest bias of a row cancels.
+        # The largest bias of a row cancels in a mean.
         shift = np.max(np.where(finite, bias, -np.inf), axis=-1, initial=-1e300, keepdims=True)
+        shift = shift if is_normalized else 0.0
         factor = np.exp(np.where(finite, bias - shift, 0.0))
-        w = factor * z**2 / (1 + z**2)
-        slope, curve = factor * 2 * np.abs(z) / (1 + z**2) ** 2, 2 * factor
+        f, df, ddf, terms = FUNCTIONS[place.score](z)
+        w, slope, curve = factor * f, factor * np.abs(df), factor * ddf
+        relative = relative * terms  # as a sum rounds at the size of its terms
     w, slope, curve, dz, relative, z_size = (np.where(finite, x, 0.0) for x in (w, slope, curve, dz, relative, z_size))
     e = slope * dz + (0.0 if is_softmax else curve * limit * dz**2) + relative * w + u * w
     e_slope = curve * dz + (relative + u) * slope
@@ -163,7 +184,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     # Where all scores are zero but for rounding, the weights are rounding, and their mean any mean.
     total = np.where(total != 0, total, np.sum(e, axis=-1, keepdims=True))
     per_row = 1 / np.where(total != 0, np.abs(total), 1.0)
-    magnitude = w if is_normalized else z_size  # of what is summed
+    magnitude = z_size if place.score == "z" and not is_normalized else w  # of what is summed
     p, e, slope, e_slope = magnitude * per_row, e * per_row, slope * per_row, e_slope * per_row
     lost = np.sum(e, axis=-1, keepdims=True) if is_normalized else 0.0 * total  # relative, of the row's sum
 
@@ -258,6 +279,10 @@ class Solve:
             cond=np.maximum((largest + alpha) * bound, 1.0),
             inverse=bound,
         )
+
+
+def _sigmoid(z: F64) -> F64:
+    return np.asarray(np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))))
 
 
 def _t(x: F64) -> F64:

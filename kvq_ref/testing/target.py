@@ -32,6 +32,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "bias": ("bias", "attn_bias", "attention_bias"),
     "is_causal": ("is_causal", "causal"),
     "scale": ("scale", "sm_scale", "softmax_scale"),
+    "offset": ("offset", "sigmoid_bias"),
     "alpha": ("alpha", "ridge", "lam", "lamb"),
     "feature_map": ("feature_map",),
     "normalize": ("normalize",),

@@ -11,6 +11,7 @@ import pytest
 from kvq_ref.dispatch import FORMS
 from kvq_ref.testing import verify
 from testing.mutants import MUTANTS, Mutant, broken_laws, plain, target_of
+from testing.mutants.lines import in_its_dtype
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 SEEDS = 20 if THOROUGH else 1
@@ -18,6 +19,10 @@ SEEDS = 20 if THOROUGH else 1
 PLAIN = {
     "softmax_attention": plain.softmax,
     "expressive_attention": plain.expressive,
+    "quadratic_attention": plain.quadratic,
+    "taylor_attention": plain.taylor,
+    "sigmoid_attention": plain.sigmoid,
+    "local_linear_attention": in_its_dtype(plain.local_linear),
     "linear_attention": plain.linear,
     "intention": plain.intention,
     "sigma_intention": plain.sigma,

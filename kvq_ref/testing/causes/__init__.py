@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.causes.evidence import (
     RECORDED,
@@ -89,6 +90,8 @@ def likely_cause(target: Target, verdict: Verdict) -> str:
 
 
 def _cause(target: Target, verdict: Verdict, found: Counterexample) -> str:
+    if GRID[target.form].row == "line":  # which is not taken apart into steps
+        return _where_it_raises(target) if found.kind == "raised" else ""
     deadline = time.process_time() + TIME
     if found.kind == "raised":
         return _where_it_raises(target) or _wrong_output(target, evidence_on(target), [], deadline)
@@ -284,10 +287,11 @@ def _reason(target: Target, call: Call, rows: Any) -> str:
     largest = float(np.max(scores, initial=0.0))
     compute = {"bfloat16": "float32"}.get(target.dtype, target.dtype)
     top = float(np.finfo(compute).max)
-    if target.form in ("softmax_attention", "sigma_intention") and largest > 0.9 * np.log(min(top, 65504.0)):
+    if GRID[target.form].score == "exp" and largest > 0.9 * np.log(min(top, 65504.0)):
         return NO_MAXIMUM
-    if target.form.startswith("expressive") and largest > min(top, 65504.0) ** 0.5:
-        return "the square of a large score overflows, and infinity over infinity is NaN: above 1, write it in 1/z"
+    if GRID[target.form].row == "mean" and largest > min(top, 65504.0) ** 0.5:
+        remedy = {"z^2/(1+z^2)": "above 1, write it in 1/z"}.get(GRID[target.form].score, "divide a row by its largest")
+        return f"the square of a large score overflows, and infinity over infinity is NaN: {remedy}"
     return ""
 
 

@@ -14,7 +14,7 @@ import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kvq_ref.testing.calls import F64, SIMPLE, UNROUND, Call
+from kvq_ref.testing.calls import F64, OPTIONAL, SIMPLE, UNROUND, Call
 from kvq_ref.testing.causes.steps import Steps
 from kvq_ref.testing.laws.law import Law
 from kvq_ref.testing.rounding import Rounding, rounding
@@ -274,12 +274,13 @@ def _of_float32(target: Target, call: Call, dout: F64 | None = None) -> Rounding
 
 
 def is_ordinary(call: Call) -> bool:
-    known = {"mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize"}
     arrays = all(np.all(np.isfinite(x)) for x in call.arrays.values())
     per_pair = call.k.shape[-1] ** 2 if "alpha" in call.options else 1
     size = int(np.prod(call.q.shape[:-1])) * call.k.shape[-2] * per_pair
     phi = call.get("feature_map")
-    return arrays and 0 < size <= LARGEST and set(call.options) <= known and (phi is None or isinstance(phi, str))
+    return (
+        arrays and 0 < size <= LARGEST and set(call.options) <= set(OPTIONAL) and (phi is None or isinstance(phi, str))
+    )
 
 
 def varied(found: Evidence, asked: list[Call]) -> list[Answer]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 
 Bool = NDArray[np.bool_]
@@ -49,7 +49,24 @@ def biased(f: Callable[[F64], F64], df: Callable[[F64], F64]) -> Weight:
     return weight
 
 
-squared_ratio = biased(lambda z: z**2 / (1 + z**2), lambda z: 2 * z / (1 + z**2) ** 2)
+def gated(offset: float) -> Weight:
+    """exp(b) / (1 + exp(-(z + offset)))."""
+
+    def weight(z: F64, bias: F64, sees: Bool) -> tuple[F64, F64]:
+        x = z + offset
+        w = np.where(sees, np.exp(np.where(sees, bias, 0.0) + np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))), 0.0)
+        return w, w * np.exp(np.minimum(-x, 0)) / (1 + np.exp(-np.abs(x)))
+
+    return weight
+
+
+WEIGHTS: dict[str, Weight] = {
+    "z": plain,
+    "exp": exponential,
+    "z^2/(1+z^2)": biased(lambda z: z**2 / (1 + z**2), lambda z: 2 * z / (1 + z**2) ** 2),
+    "z^2": biased(lambda z: z**2, lambda z: 2 * z),
+    "1+z+z^2/2": biased(lambda z: 1 + z + z**2 / 2, lambda z: 1 + z),
+}
 
 PHI: dict[str, tuple[Callable[[F64], F64], Callable[[F64], F64]]] = {
     "identity": (lambda x: x, np.ones_like),
@@ -115,10 +132,9 @@ class Steps:
         q, k, v = (np.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (call.q, call.k, call.v))
         Tq, Tk, _, _ = call.sizes
         sees = np.broadcast_to(visible(call), (*lead, Tq, Tk))
-        alpha = None
-        if "alpha" in FORMS[form].options:
+        place, alpha = GRID[form], None
+        if place.query == "preconditioned":
             alpha = np.broadcast_to(np.asarray(call.options["alpha"], float), lead)
-        weight = {"softmax_attention": exponential, "sigma_intention": exponential}.get(form, squared_ratio)
         phi = call.get("feature_map") or "identity"
         return cls(
             form=form,
@@ -133,8 +149,8 @@ class Steps:
             sees=sees,
             fits=sees,
             alpha=alpha,
-            weight=plain if form in ("linear_attention", "intention") else weight,
-            is_normalized="bias" in FORMS[form].options or bool(call.get("normalize")),
+            weight=gated(call.options.get("offset", 0.0)) if place.score == "sigmoid" else WEIGHTS[place.score],
+            is_normalized=place.row == "mean" or bool(call.get("normalize")),
         )
 
     def but(self, **changes: Any) -> Steps:
@@ -263,7 +279,7 @@ class Backward:
 
 
 def default_scale(form: str, call: Call) -> float:
-    return float(call.q.shape[-1] ** -0.5) if form == "softmax_attention" else 1.0
+    return GRID[form].default_scale(call.q.shape[-1])
 
 
 def mask_of(call: Call) -> Bool:

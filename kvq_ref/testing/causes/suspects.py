@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64
 from kvq_ref.testing.causes.steps import (
     Backward,
@@ -20,18 +21,23 @@ from kvq_ref.testing.causes.steps import (
     causal,
     default_scale,
     exponential,
+    gated,
     mask_of,
     plain,
     shifted,
     t,
 )
-from kvq_ref.testing.laws.law import EVERY, LEAST_SQUARES, WEIGHTED_MEANS
+from kvq_ref.testing.laws.law import BIASED, EVERY, LEAST_SQUARES, PLAIN, SUMS, WEIGHTED_MEANS
+from kvq_ref.testing.laws.law import SCALED as TAKES_SCALE
 from kvq_ref.testing.rounding import representable
 
-SOFTMAX = frozenset({"softmax_attention", "sigma_intention"})
-EXPRESSIVE = frozenset({"expressive_attention", "expressive_intention"})
+SOFTMAX = frozenset(name for name in EVERY if GRID[name].score == "exp")
+EXPRESSIVE = frozenset(name for name in EVERY if GRID[name].score == "z^2/(1+z^2)")
+GATED = frozenset(name for name in EVERY if GRID[name].score == "sigmoid")
 LINEAR = frozenset({"linear_attention"})
-SCALED = EVERY - {"intention"}
+ROOT_SCALE = frozenset(name for name in EVERY if GRID[name].has_root_scale)
+# Where the scale makes a difference: it cancels in a mean that is weighted by squares of scores.
+SCALED = TAKES_SCALE - {name for name in EVERY if GRID[name].score == "z^2"}
 NO_MAXIMUM = (
     "exp overflows where scores are large, and vanishes where all of a row are very negative: the row's maximum has to "
     "be taken out first"
@@ -81,8 +87,8 @@ def _scale(words: str, value: Callable[[Steps], float], forms: frozenset[str] = 
         return s.but(scale=value(s)) if given or s.call.get("scale") is None else None
 
     def text(s: Steps) -> str:
-        name = "1/sqrt(d)" if s.call.get("scale") is None and s.form == "softmax_attention" else "the scale"
-        name = "1" if s.call.get("scale") is None and s.form != "softmax_attention" else name
+        name = "1/sqrt(d)" if s.call.get("scale") is None and s.form in ROOT_SCALE else "the scale"
+        name = "1" if s.call.get("scale") is None and s.form not in ROOT_SCALE else name
         number = f" = {s.scale:.4g}" if name == "the scale" else ""
         return f"the scores are multiplied by {words}, not by {name}{number}"
 
@@ -102,12 +108,12 @@ SCALE = (
     _scale("1", lambda s: 1.0, given=False),
     _scale("1 in every call", lambda s: 1.0),
     _scale("1/d", lambda s: 1 / s.q.shape[-1], given=False),
-    _scale("1/sqrt(d)", lambda s: s.q.shape[-1] ** -0.5, SCALED - {"softmax_attention"}, given=False),
+    _scale("1/sqrt(d)", lambda s: s.q.shape[-1] ** -0.5, SCALED - ROOT_SCALE, given=False),
     _scale("sqrt(d)", lambda s: s.q.shape[-1] ** 0.5, given=False),
     _scale("d^(-1/4)", lambda s: s.q.shape[-1] ** -0.25, given=False),
     _scale("1/sqrt(dv)", lambda s: s.v.shape[-1] ** -0.5, given=False),
     Suspect("the scores are multiplied by the scale twice", lambda s: s.but(scale=s.scale**2), SCALED),
-    Suspect("the scale is applied after the softmax, not to the scores", _after_softmax, SCALED - LINEAR),
+    Suspect("the scale is applied after the softmax, not to the scores", _after_softmax, WEIGHTED_MEANS),
     *(
         Suspect(
             f"the scores are multiplied by {name} on top of the scale: exp2 and exp are confused",
@@ -277,19 +283,21 @@ def _bias_transposed(s: Steps) -> Steps | None:
 
 
 BIAS = (
-    Suspect("the bias is ignored", lambda s: _bias(s, 0.0 * s.bias), WEIGHTED_MEANS),
-    Suspect("the bias is subtracted", lambda s: _bias(s, -s.bias), WEIGHTED_MEANS),
+    Suspect("the bias is ignored", lambda s: _bias(s, 0.0 * s.bias), BIASED),
+    Suspect("the bias is subtracted", lambda s: _bias(s, -s.bias), BIASED),
     Suspect("the bias is multiplied by the scale with the scores", lambda s: _bias(s, s.scale * s.bias), SOFTMAX),
-    Suspect("the bias is added to the score; it should multiply the weight by exp(bias)", _bias_on_score, EXPRESSIVE),
+    Suspect(
+        "the bias is added to the score; it should multiply the weight by exp(bias)", _bias_on_score, BIASED - SOFTMAX
+    ),
     Suspect(
         "the weight is multiplied by the bias itself; it should be multiplied by exp(bias)",
         _bias_multiplies,
-        WEIGHTED_MEANS,
+        BIASED,
     ),
-    Suspect("the bias is added to the weights after their normalisation", _bias_after, WEIGHTED_MEANS),
-    Suspect("the bias of batch entry 0 is used for all", lambda s: _bias(s, _first_of_batch(s.bias)), WEIGHTED_MEANS),
-    Suspect("the bias is read with queries and keys exchanged", _bias_transposed, WEIGHTED_MEANS),
-    Suspect("the bias is added twice", lambda s: _bias(s, 2 * s.bias), WEIGHTED_MEANS),
+    Suspect("the bias is added to the weights after their normalisation", _bias_after, BIASED),
+    Suspect("the bias of batch entry 0 is used for all", lambda s: _bias(s, _first_of_batch(s.bias)), BIASED),
+    Suspect("the bias is read with queries and keys exchanged", _bias_transposed, BIASED),
+    Suspect("the bias is added twice", lambda s: _bias(s, 2 * s.bias), BIASED),
 )
 
 
@@ -343,9 +351,16 @@ def _online(s: Steps, n: int, rescales_out: bool, rescales_sum: bool) -> F64:
     return np.asarray((now if rescales_out else once) @ s.v / np.where(total == 0, 1.0, total))
 
 
-def _other(words: str, f: Callable[[F64], F64], df: Callable[[F64], F64]) -> Suspect:
-    weight = biased(f, df)
-    return Suspect(f"the weight is {words}, not z^2 / (1 + z^2)", lambda s: s.but(weight=weight), EXPRESSIVE)
+def _other(
+    words: str, f: Callable[[F64], F64], df: Callable[[F64], F64], score: str = "z^2/(1+z^2)", right: str = ""
+) -> Suspect:
+    """The score becomes something else."""
+    weight, forms = biased(f, df), frozenset(name for name in EVERY if GRID[name].score == score)
+    return Suspect(f"the weight is {words}, not {right or 'z^2 / (1 + z^2)'}", lambda s: s.but(weight=weight), forms)
+
+
+QUADRATIC = {"score": "z^2", "right": "z^2"}
+TAYLOR = {"score": "1+z+z^2/2", "right": "1 + z + z^2/2"}
 
 
 WEIGHTS = (
@@ -360,10 +375,30 @@ WEIGHTS = (
         _sum_of_all,
         WEIGHTED_MEANS | LINEAR,
     ),
-    Suspect("the weights are divided by their sum, and should not be", lambda s: s.but(is_normalized=True), LINEAR),
+    Suspect(
+        "the weights are divided by their sum, and should not be", lambda s: s.but(is_normalized=True), SUMS & PLAIN
+    ),
+    Suspect(
+        "the offset is ignored", lambda s: s.but(weight=gated(0.0)) if s.call.get("offset") is not None else None, GATED
+    ),
+    Suspect(
+        "the offset is subtracted",
+        lambda s: s.but(weight=gated(-s.call.options["offset"])) if s.call.get("offset") is not None else None,
+        GATED,
+    ),
+    Suspect(
+        "the weight is (1 + tanh(z)) / 2, which is the sigmoid of 2 z",
+        lambda s: s.but(weight=lambda z, bias, sees: s.weight(2 * z + s.call.options.get("offset", 0.0), bias, sees)),
+        GATED,
+    ),
     _other("z^2, without the denominator", lambda z: z**2, lambda z: 2 * z),
     _other("z^2 / (1 + |z|)", lambda z: z**2 / (1 + np.abs(z)), lambda z: z * (2 + np.abs(z)) / (1 + np.abs(z)) ** 2),
     _other("|z| / (1 + |z|)", lambda z: np.abs(z) / (1 + np.abs(z)), lambda z: np.sign(z) / (1 + np.abs(z)) ** 2),
+    _other("|z|", np.abs, np.sign, **QUADRATIC),
+    _other("z^2 / (1 + z^2)", lambda z: z**2 / (1 + z**2), lambda z: 2 * z / (1 + z**2) ** 2, **QUADRATIC),
+    _other("1 + z + z^2", lambda z: 1 + z + z**2, lambda z: 1 + 2 * z, **TAYLOR),
+    _other("1 + z + z^2/4", lambda z: 1 + z + z**2 / 4, lambda z: 1 + z / 2, **TAYLOR),
+    _other("1 + z", lambda z: 1 + z, np.ones_like, **TAYLOR),
     Suspect(
         "the weight keeps the sign of the score: it is z |z| / (1 + z^2)",
         lambda s: s.but(weight=biased(lambda z: z * np.abs(z) / (1 + z**2), lambda z: 2 * np.abs(z) / (1 + z**2) ** 2)),

@@ -9,12 +9,26 @@ from kvq_ref.testing.laws.definition import DEFINITION
 from kvq_ref.testing.laws.law import Comparison, Law
 from kvq_ref.testing.laws.least_squares import FITS
 from kvq_ref.testing.laws.limits import LIMITS
+from kvq_ref.testing.laws.lines import LINE_FITS
 from kvq_ref.testing.laws.masks import MASKS
 from kvq_ref.testing.laws.pieces import PIECES
 from kvq_ref.testing.laws.scales import SCALES
+from kvq_ref.testing.laws.scores import SCORES
 from kvq_ref.testing.laws.symmetry import SYMMETRY
 from kvq_ref.testing.laws.weights import WEIGHTS
 
-LAWS: tuple[Law, ...] = (*DEFINITION, *SYMMETRY, *WEIGHTS, *MASKS, *CAUSALITY, *SCALES, *PIECES, *FITS, *LIMITS)
+LAWS: tuple[Law, ...] = (
+    *DEFINITION,
+    *SYMMETRY,
+    *WEIGHTS,
+    *MASKS,
+    *CAUSALITY,
+    *SCALES,
+    *PIECES,
+    *FITS,
+    *LIMITS,
+    *SCORES,
+    *LINE_FITS,
+)
 
 __all__ = ["LAWS", "Comparison", "Law"]

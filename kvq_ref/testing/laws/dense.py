@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 import kvq_ref
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.lines import Lines
 
 PLAIN_FORM = {
     "intention": "linear_attention",
@@ -39,34 +41,42 @@ def preconditioned(call: Call) -> F64:
 def scores(form: str, call: Call) -> F64:
     """The scores z, of hidden pairs too."""
     q, k = call.q, call.k
-    if "alpha" in call.options:
+    if GRID[form].query == "preconditioned":
         q = preconditioned(call)
     if call.get("feature_map") is not None:
         phi = PHI[call.get("feature_map")]
         q, k = phi(q), phi(k)
-    return np.asarray(scale_of(form, call) * q @ transpose(k))
+    return np.asarray(scale_of(form, call) * q @ transpose(k) + call.options.get("offset", 0.0))
 
 
 def scale_of(form: str, call: Call) -> float:
     scale = call.get("scale")
-    default = call.q.shape[-1] ** -0.5 if form == "softmax_attention" else 1.0
-    return float(default if scale is None else scale)
+    return GRID[form].default_scale(call.q.shape[-1]) if scale is None else float(scale)
+
+
+SCORES: Mapping[str, Callable[[F64], F64]] = {
+    "z": lambda z: z,
+    "z^2/(1+z^2)": lambda z: z**2 / (1 + z**2),
+    "z^2": lambda z: z**2,
+    "1+z+z^2/2": lambda z: 1 + z + z**2 / 2,
+    "sigmoid": lambda z: np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))),
+}
 
 
 def dense(form: str, call: Call) -> F64:
     """The output."""
-    visible, z = call.visible(), scores(form, call)
+    place, visible, z = GRID[form], call.visible(), scores(form, call)
     b = np.zeros(z.shape) + call.options.get("bias", 0.0)
-    if form in ("linear_attention", "intention"):
-        w = np.where(visible, z, 0.0)
-    else:
-        is_softmax = form in ("softmax_attention", "sigma_intention")
-        exponent = np.where(visible, z + b if is_softmax else b, -np.inf)
+    exponent = np.where(visible, z + b if place.score == "exp" else b, -np.inf)
+    if place.row != "sum":
         top = np.max(exponent, axis=-1, keepdims=True)
-        w = np.exp(exponent - np.where(np.isfinite(top), top, 0.0))
-        w = w if is_softmax else w * z**2 / (1 + z**2)
+        exponent = exponent - np.where(np.isfinite(top), top, 0.0)
+    w = np.exp(exponent)
+    w = w if place.score == "exp" else np.where(visible, w * SCORES[place.score](z), 0.0)
     total = np.sum(w, axis=-1, keepdims=True)
-    is_normalized = form not in ("linear_attention", "intention") or call.get("normalize")
+    if place.row == "line":
+        return np.asarray(Lines.of(call, w / np.where(total == 0, 1.0, total)).weights() @ call.v)
+    is_normalized = place.row == "mean" or call.get("normalize")
     return np.asarray(w @ call.v / np.where(total == 0, 1.0, total) if is_normalized else w @ call.v)
 
 

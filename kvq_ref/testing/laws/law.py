@@ -11,16 +11,24 @@ import numpy as np
 from hypothesis.errors import UnsatisfiedAssumption
 
 from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64
 
 if TYPE_CHECKING:
     from kvq_ref.testing.target import Target
 
 EVERY = frozenset(FORMS)
-LEAST_SQUARES = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
-WEIGHTED_MEANS = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
+# By what is made of a query, of a score and of a row,
+LEAST_SQUARES = frozenset(name for name in FORMS if GRID[name].query == "preconditioned")
+PLAIN = frozenset(name for name in FORMS if GRID[name].query == "plain")
+WEIGHTED_MEANS = frozenset(name for name in FORMS if GRID[name].row == "mean")
+SUMS = frozenset(name for name in FORMS if GRID[name].row == "sum")
+LINES = frozenset(name for name in FORMS if GRID[name].row == "line")
+MAY_VANISH = frozenset(name for name in FORMS if GRID[name].may_vanish)
+# and by what can be given.
+BIASED = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
+WITH_ALPHA = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
 SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
-PLAIN = EVERY - LEAST_SQUARES
 STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
 
 # What a target may offer besides options that it takes, and what is said where it does not.

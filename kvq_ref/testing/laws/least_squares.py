@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.laws.dense import PLAIN_FORM, dense, preconditioned, transpose
-from kvq_ref.testing.laws.law import LEAST_SQUARES, Comparison, law, suppose
+from kvq_ref.testing.laws.law import LEAST_SQUARES, WITH_ALPHA, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, at_most, computed, exactly, same
 from kvq_ref.testing.rounding import Solve
 from kvq_ref.testing.target import Target
@@ -148,7 +148,7 @@ def intention_without_penalty_interpolates(target: Target, call: Call) -> Iterat
 
 @law(
     r"f(Q, K, V; \alpha)_b = f(Q_b, K_b, V_b; \alpha_b)",
-    forms=LEAST_SQUARES,
+    forms=WITH_ALPHA,
     needs={"alpha"},
     strict=True,
     hint="one alpha is used for every entry of the batch",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvq_ref.testing.calls import SIMPLE, Call
 from kvq_ref.testing.laws.dense import dense, reference_gradients
-from kvq_ref.testing.laws.law import WEIGHTED_MEANS, Comparison, law, suppose
+from kvq_ref.testing.laws.law import BIASED, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, same, unseen
 from kvq_ref.testing.rounding import LARGEST
 from kvq_ref.testing.target import Target
@@ -143,7 +143,7 @@ def _unchanged(target: Target, call: Call, poisoned: Call, own: slice) -> Iterat
 
 @law(
     r"b_{ij} \text{ does not matter where } m_{ij} = 0",
-    forms=WEIGHTED_MEANS,
+    forms=BIASED,
     sets={"mask", "bias"},
     more={"size": st.sampled_from([32.0, 8192.0])},
     hint="the mask is added to the bias, or the row's maximum is taken over hidden keys too",
@@ -156,7 +156,7 @@ def bias_of_a_hidden_pair_does_not_matter(target: Target, call: Call, size: floa
 
 @law(
     r"b_{ij} \text{ changes no bit where } m_{ij} = 0",
-    forms=WEIGHTED_MEANS,
+    forms=BIASED,
     sets={"mask", "bias"},
     more={"size": st.sampled_from([32.0, 8192.0])},
     strict=True,

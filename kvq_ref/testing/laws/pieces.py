@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.laws.dense import dense
-from kvq_ref.testing.laws.law import PLAIN, STATEFUL, WEIGHTED_MEANS, Comparison, law, suppose
+from kvq_ref.testing.laws.law import PLAIN, STATEFUL, SUMS, WEIGHTED_MEANS, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, exactly, same
 from kvq_ref.testing.rounding import representable
 from kvq_ref.testing.target import Target
@@ -71,7 +71,7 @@ def _merged(target: Target, call: Call, parts: NDArray[np.bool_]) -> Measured:
 
 @law(
     r"f(A \cup B) = f(A) + f(B)",
-    forms=["linear_attention"],
+    forms=SUMS & PLAIN,
     needs={"keys apart"},
     draw={"causal": False, "features": False},
     more={"n": st.integers(2, 4)},

@@ -7,13 +7,15 @@ from itertools import product
 
 import numpy as np
 
+from kvq_ref.dispatch import FORMS
+from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import SIMPLE, Call
 from kvq_ref.testing.laws.law import Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, queries_of, same
 from kvq_ref.testing.target import Target
 
-EVEN = ("expressive_attention", "expressive_intention")
-ODD = ("linear_attention", "intention")
+EVEN = tuple(name for name in FORMS if GRID[name].is_even)
+ODD = tuple(name for name in FORMS if GRID[name].score == "z")
 
 
 @law(
@@ -144,7 +146,7 @@ def linear_in_the_values(target: Target, call: Call) -> Iterator[Comparison]:
 @law(
     r"f(-Q, K, V) = f(Q, -K, V) = f(Q, K, V)", forms=EVEN, hint="the score is not squared, or its gradient lost a sign"
 )
-def expressive_forms_are_even(target: Target, call: Call) -> Iterator[Comparison]:
+def forms_of_a_square_are_even(target: Target, call: Call) -> Iterator[Comparison]:
     """The weight is even: -q gives the same output, and so does -k; their gradients turn round."""
     out = ask(target, call)
     turned = {"q": call.but(q=-call.q), "k": call.but(k=-call.k)}
@@ -191,7 +193,7 @@ SYMMETRY = (
     columns_of_values_do_not_see_each_other,
     coordinates_may_be_permuted,
     linear_in_the_values,
-    expressive_forms_are_even,
+    forms_of_a_square_are_even,
     unnormalised_forms_are_odd,
     signs_change_no_bit,
 )

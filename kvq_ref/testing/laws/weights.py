@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from kvq_ref.testing.calls import SIMPLE, Call
-from kvq_ref.testing.laws.law import PLAIN, WEIGHTED_MEANS, Comparison, law, suppose
+from kvq_ref.testing.laws.law import BIASED, MAY_VANISH, PLAIN, SUMS, WEIGHTED_MEANS, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, ask_gradients, exactly, same, weights
 from kvq_ref.testing.rounding import representable
 from kvq_ref.testing.target import Target
@@ -54,8 +54,8 @@ def output_lies_in_the_hull_of_visible_values(target: Target, call: Call) -> Ite
     values = call.v[..., None, :, :]
     least = np.min(np.where(visible, values, math.inf), axis=-2)
     largest = np.max(np.where(visible, values, -math.inf), axis=-2)
-    # Zero is right where all weights are zero. That takes an expressive form: the others have no weight of zero.
-    may_be_zero = (out.value == 0) & target.form.startswith("expressive")
+    # Zero is right where all weights are zero.
+    may_be_zero = (out.value == 0) & (target.form in MAY_VANISH)
     inside = np.where(may_be_zero, 0.0, np.clip(out.value, least, largest))
     yield Comparison("output, against the nearest point of the hull", out.value, inside, out.unit, out.limit)
 
@@ -112,8 +112,24 @@ def a_key_twice_has_twice_the_weight(target: Target, call: Call) -> Iterator[Com
 
 
 @law(
+    r"f(K, k_n; V, v_n) = f(K; V) + w_n v_n",
+    forms=SUMS & PLAIN,
+    needs={"keys apart"},
+    draw={"causal": False, "features": False},
+    hint="the weights are divided by their sum, or depend on each other",
+)
+def a_key_twice_is_a_term_twice(target: Target, call: Call) -> Iterator[Comparison]:
+    """A key and its value given twice add their term once more; no other weight changes."""
+    Tk = call.k.shape[-2]
+    j = int(call.rng().integers(Tk))
+    alone = call.but(v=np.where(np.arange(Tk)[:, None] == j, call.v, 0.0))
+    twice = ask(target, call.keys([*range(Tk), j]))
+    yield same(f"key {j} twice", twice, ask(target, call) + ask(target, alone))
+
+
+@law(
     r"f(b_{in} + \log 2) = f(K, k_n; V, v_n)",
-    forms=WEIGHTED_MEANS & PLAIN,
+    forms=BIASED & PLAIN,
     needs={"keys apart"},
     sets={"bias"},
     draw={"causal": False},
@@ -123,7 +139,8 @@ def a_bias_of_log_two_is_a_second_key(target: Target, call: Call) -> Iterator[Co
     """A key and its value given twice are the key once with log 2 more of bias.
 
     log 2 and its sum with a bias are rounded to the dtype. That changes a weight by a
-    factor exp(+-r), r the rounding, and a weighted mean by at most 2 (exp(r) - 1) max|v|.
+    factor exp(+-r), r the rounding, and a weighted mean by at most 2 (exp(r) - 1) max|v|;
+    a sum, whose weight is at most exp(b), by exp(b) times that.
     """
     Tk = call.k.shape[-2]
     double = call.keys([*range(Tk), Tk - 1])
@@ -132,7 +149,8 @@ def a_bias_of_log_two_is_a_second_key(target: Target, call: Call) -> Iterator[Co
     bias[..., -1] = representable(exact, target.dtype)
     got, expected = ask(target, call.but(bias=bias)), ask(target, double)
     r = np.abs(bias[..., -1] - exact) + 2.0**-53
-    moved = 2 * np.expm1(r)[..., None] * np.max(np.abs(call.v), axis=(-2, -1), keepdims=True)
+    r = np.expm1(r) * (1.0 if target.form in WEIGHTED_MEANS else np.exp(exact))
+    moved = 2 * r[..., None] * np.max(np.abs(call.v), axis=(-2, -1), keepdims=True)
     limit = max(got.limit, expected.limit)
     unit = got.unit + expected.unit + moved / limit
     yield Comparison("bias of log 2", got.value, expected.value, unit, limit)
@@ -156,7 +174,7 @@ def a_key_four_times_is_twice_as_long(target: Target, call: Call) -> Iterator[Co
 
 @law(
     r"Q k_j = 0 \Rightarrow p_j = 0",
-    forms=["expressive_attention"],
+    forms=MAY_VANISH & PLAIN,
     needs={"keys apart"},
     draw={"causal": False},
     hint="the weight of a score of zero is not zero, as that of softmax is not",
@@ -183,6 +201,7 @@ WEIGHTS = (
     a_shift_of_all_keys_changes_nothing,
     a_key_twice_has_twice_the_weight,
     a_bias_of_log_two_is_a_second_key,
+    a_key_twice_is_a_term_twice,
     a_key_four_times_is_twice_as_long,
     orthogonal_keys_are_suppressed,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvq_ref as kvq
+from kvq_ref import dispatch
 from kvq_ref.lab.nn.layers import embedding, gelu, layer_norm, linear, relu
 from kvq_ref.lab.nn.losses import cross_entropy, squared_error
 from kvq_ref.lab.nn.model import Transformer
@@ -19,6 +20,10 @@ from kvq_ref.lab.nn.positions import rotary, sinusoidal
 FORMS: dict[Callable[..., Any], dict[str, float]] = {
     kvq.softmax_attention: {},
     kvq.expressive_attention: {},
+    kvq.quadratic_attention: {},
+    kvq.taylor_attention: {},
+    kvq.sigmoid_attention: {"offset": -2.0},
+    kvq.local_linear_attention: {"alpha": 0.5},
     kvq.linear_attention: {"scale": 0.1},  # unscaled and without a norm it grows as a cube
     kvq.intention: {"alpha": 0.5},
     kvq.sigma_intention: {"alpha": 0.5},
@@ -81,7 +86,7 @@ def test_losses_against_differences(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_a_whole_model_against_differences(form: Callable[..., Any], norm: str, rng: np.random.Generator) -> None:
     places = ["rotary", "learned", "sinusoidal"]
-    if form in (kvq.softmax_attention, kvq.expressive_attention, kvq.sigma_intention, kvq.expressive_intention):
+    if "bias" in dispatch.FORMS[form.__name__].options:
         places.append("alibi")
     model = Transformer(5, 4, form, FORMS[form], width=8, norm=norm, positions=str(rng.choice(places)), context=7)
     p = model.init(rng, "float64")

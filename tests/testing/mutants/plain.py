@@ -88,6 +88,85 @@ def expressive(
     return mean(np.where(seen, w, 0), v)
 
 
+def quadratic(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    z = np.where(seen, (scale or 1) * q @ t(k), 0) * (1 if bias is None else np.sqrt(exp_rows(bias, seen)))
+    top = np.max(np.abs(z), axis=-1, keepdims=True)
+    return mean((z / np.where(top == 0, 1, top)).astype(q.dtype) ** 2, v)
+
+
+def taylor(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    z = np.where(seen, (scale or 1) * q @ t(k), 0)
+    c = np.maximum(np.max(np.abs(z), axis=-1, keepdims=True), 1)
+    w = (1 / c**2 + z / c / c + (z / c) ** 2 / 2) * (1 if bias is None else exp_rows(bias, seen))
+    return mean(np.where(seen, w, 0).astype(q.dtype), v)
+
+
+def sigmoid(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    offset: float = 0.0,
+) -> Array:
+    z = (1 if scale is None else scale) * q @ t(k) + offset
+    seen = sees(q, k, mask, is_causal)
+    factor = 1 if bias is None else np.exp(np.where(seen, bias, 0))
+    w = np.exp(np.minimum(z, 0)) / (1 + np.exp(-np.abs(z))) * factor
+    return np.where(seen, w, 0).astype(q.dtype) @ v
+
+
+def local_linear(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    seen = sees(q, k, mask, is_causal)
+    q, k, v, alpha = (
+        np.asarray(x, np.float64) for x in (q, k, v, alpha)
+    )  # in float64, where the mutants' bugs are not
+    w = exp_rows(default_scale(q, scale) * q @ t(k) + (0 if bias is None else bias), seen)
+    return line(mean(w, np.eye(k.shape[-2])), q, k, v, alpha)
+
+
+def line(p: Array, q: Array, k: Array, v: Array, alpha: Array) -> Array:
+    """The weighted ridge regression of each query under the weights p, at the query."""
+    mu = p @ k
+    c = k[..., None, :, :] - mu[..., None, :]
+    s = np.einsum("...ij,...ijd,...ije->...ide", p, c, c) + alpha[..., None, None, None] * np.eye(k.shape[-1])
+    y = np.linalg.solve(s, (q - mu)[..., None])
+    return (p * (1 + (c @ y)[..., 0])) @ v
+
+
 def feature(x: Array, feature_map: str | None) -> Array:
     """phi(x): x itself, or elu(x) + 1."""
     return x if feature_map is None else np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
