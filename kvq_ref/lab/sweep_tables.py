@@ -9,6 +9,7 @@ from typing import Any
 
 from kvq_ref.lab.analysis import Comparison, Summary
 from kvq_ref.lab.results import Run, axes_of, grouped
+from kvq_ref.lab.scores import Score
 from kvq_ref.lab.statistics import Estimate, mean, median
 from kvq_ref.lab.table import Table
 
@@ -27,41 +28,41 @@ def short_table(runs: Sequence[Run]) -> Table:
     2       1       1           100         1.0000
     3       1       0   not reached         0.5000
     """
-    names = axes_of([run.config for run in runs])
+    names, score = axes_of([run.config for run in runs]), runs[0].judged_by
     rows = []
     for point, group in grouped([(run.config, run) for run in runs], names).items():
         counts = (str(len(group)), str(sum(run.result["solved"] for run in group)))
-        accuracy = mean([run.accuracy for run in group]).value
-        rows.append((*map(as_word, point), *counts, _steps(median([run.steps for run in group])), f"{accuracy:.4f}"))
-    return Table((*names, "runs", "solved", "median steps", "mean accuracy"), rows, text_columns=len(names))
+        merit = score.as_word(mean([run.score for run in group]).value)
+        rows.append((*map(as_word, point), *counts, _steps(median([run.steps for run in group])), merit))
+    return Table((*names, "runs", "solved", "median steps", f"mean {score.name}"), rows, text_columns=len(names))
 
 
 def summary_table(summaries: Sequence[Summary]) -> Table:
     """Every point of the grid, with intervals."""
-    names = shown(summaries[0].settings)
-    head = (*names, "seeds", "solved", "95 %", "accuracy", "95 %", "median steps", "fewest to most", "diverged")
+    names, score = shown(summaries[0].settings), summaries[0].judged_by
+    head = (*names, "seeds", "solved", "95 %", score.name, "95 %", "median steps", "fewest to most", "diverged")
     rows = []
     for x in summaries:
         span = f"{_steps(x.fewest)} to {_steps(x.most)}" if x.fewest < math.inf else "-"
         estimates = (
             f"{x.solved.value:.2f}",
             _interval(x.solved, 2),
-            f"{x.accuracy.value:.3f}",
-            _interval(x.accuracy, 3),
+            _number(x.score.value, score),
+            _score_interval(x.score, score),
         )
         words = tuple(as_word(x.settings[name]) for name in names)
         rows.append((*words, str(x.n), *estimates, _steps(x.steps), span, str(x.diverged or "-")))
     return Table(head, rows, text_columns=len(names))
 
 
-def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every point of the grid for one pair, compared by accuracy."""
-    names = shown(comparisons[0].settings)
+def score_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every point of the grid for one pair, compared by what their task is judged by."""
+    names, score = shown(comparisons[0].settings), comparisons[0].judged_by
     rows = []
     for x in comparisons:
         words = tuple(as_word(x.settings[name]) for name in names)
-        numbers = (f"{x.difference.value:+.3f}", _interval(x.difference, 3, "+"), _p(x.p), _p(x.holm))
-        rows.append((*words, str(x.n), *numbers, str(x.accuracy), x.by_accuracy))
+        difference = (_number(x.difference.value, score, "+"), _score_interval(x.difference, score, "+"))
+        rows.append((*words, str(x.n), *difference, _p(x.p), _p(x.holm), str(x.score), x.by_score))
     return Table((*names, "seeds", "difference", "95 %", "p", "Holm", "+/=/-", ""), rows, text_columns=len(names))
 
 
@@ -80,8 +81,8 @@ def verdict_table(comparisons: Sequence[Comparison]) -> Table:
     """For every pair, at how many points the first is ahead."""
     rows = []
     for (first, second), group in pairs(comparisons).items():
-        accuracy, speed = Counter(x.by_accuracy for x in group), Counter(x.by_speed for x in group)
-        for what, counts in (("accuracy", accuracy), ("steps", speed)):
+        merit, speed = Counter(x.by_score for x in group), Counter(x.by_speed for x in group)
+        for what, counts in ((group[0].judged_by.name, merit), ("steps", speed)):
             numbers = [str(counts[word]) for word in ("ahead", "open", "equal", "behind")]
             rows.append((as_word(first), as_word(second), what, str(len(group)), *numbers))
     return Table(("first", "second", "by", "points", "ahead", "open", "equal", "behind"), rows, text_columns=3)
@@ -128,8 +129,17 @@ def _steps(x: float) -> str:
     return f"{x:,.0f}" if x < math.inf else "not reached"
 
 
-def _interval(x: Estimate, digits: int, sign: str = "") -> str:
-    return "-" if math.isnan(x.low) else f"[{x.low:{sign}.{digits}f}, {x.high:{sign}.{digits}f}]"
+def _number(x: float, score: Score, sign: str = "") -> str:
+    """Accuracy to three digits after the point; an error to three that count, for it may have any size."""
+    return f"{x:{sign}.3f}" if score.sign > 0 else f"{x:{sign}.3g}"
+
+
+def _score_interval(x: Estimate, score: Score, sign: str = "") -> str:
+    return "-" if math.isnan(x.low) else f"[{_number(x.low, score, sign)}, {_number(x.high, score, sign)}]"
+
+
+def _interval(x: Estimate, digits: int) -> str:
+    return "-" if math.isnan(x.low) else f"[{x.low:.{digits}f}, {x.high:.{digits}f}]"
 
 
 def _p(p: float) -> str:

@@ -118,6 +118,8 @@ class InContext:
         for width in {self._stream, self.width if self.values == "encoded" else self._stream}:
             if width % self.heads:
                 raise ValueError(f"heads: expected a divisor of the width, {width}, got {self.heads}")
+        if self.options.get("alpha", 1.0) <= 0:
+            raise ValueError(f"alpha: expected more than 0, where the learned one starts, got {self.options['alpha']}")
         if self.values == "plain" and self.values_in != self.outputs:
             pair = f"values have {self.values_in} dimensions and answers {self.outputs}"
             raise ValueError(f"values: this task's {pair}: they must be 'encoded'")
