@@ -138,6 +138,15 @@ def _without_defaults(config: Config) -> Config:
     return config
 
 
+def have_target(runs: Iterable[Run]) -> bool:
+    """Whether any of them aims at a target.
+
+    >>> have_target([Run(Config(), {})]), have_target([Run(Config(task="sinusoid"), {})])
+    (True, False)
+    """
+    return any(run.judged_by.has_target(run.config.target) for run in runs)
+
+
 def where(runs: Iterable[Run], name: str, values: Sequence[Any]) -> list[Run]:
     """Those whose setting has one of the values.
 

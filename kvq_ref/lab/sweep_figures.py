@@ -21,7 +21,7 @@ from kvq_ref.lab import statistics
 from kvq_ref.lab.config import FIELDS
 from kvq_ref.lab.looks import LOOKS, Theme
 from kvq_ref.lab.picture import Picture, draw_both
-from kvq_ref.lab.results import Run, axes_of, grouped, rank
+from kvq_ref.lab.results import Run, axes_of, grouped, have_target, rank
 from kvq_ref.lab.statistics import Estimate
 from kvq_ref.lab.sweep_tables import as_word, as_words
 
@@ -40,8 +40,7 @@ def measures(runs: Sequence[Run]) -> dict[str, str]:
     (['accuracy', 'solved', 'steps'], ['error'])
     """
     score = runs[0].judged_by
-    has_target = any(score.has_target(run.config.target) for run in runs)
-    return {score.name: score.words} | (SOLVED if has_target else {})
+    return {score.name: score.words} | (SOLVED if have_target(runs) else {})
 
 
 def numeric_axes(runs: Sequence[Run], compare: str | None) -> list[str]:

@@ -14,9 +14,10 @@ from kvq_ref.lab import sweep_figures as figures
 from kvq_ref.lab import sweep_tables as tables
 from kvq_ref.lab.analysis import Comparison, Summary, compare, summarise
 from kvq_ref.lab.picture import Picture
-from kvq_ref.lab.results import Run, Runs, varying
+from kvq_ref.lab.results import Run, Runs, have_target, varying
 from kvq_ref.lab.scores import Score
 from kvq_ref.lab.table import Table
+from kvq_ref.lab.yardsticks import Standing, has_yardsticks, is_installed, standings
 
 FEW = 12
 SCORED = {
@@ -24,11 +25,16 @@ SCORED = {
     "episodes",
     "error": "error: the mean square of what the answers to held-out queries are off by",
 }
-READING = (
-    "solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. {scored}, at the end of "
-    "the run; the mean over seeds with Student's 95 % interval. median steps: to the target; a run that did not reach "
-    "it is taken to need more steps than any that did, so the median is 'not reached' where half of the runs or more "
-    "did not reach it."
+READING = "{scored}, at the end of the run; the mean over seeds with Student's 95 % interval."
+ABOUT_TARGETS = (
+    " solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. median steps: to the "
+    "target; a run that did not reach it is taken to need more steps than any that did, so the median is 'not reached' "
+    "where half of the runs or more did not reach it."
+)
+YARDSTICKS = (
+    "On the same held-out episodes, seed by seed; means with Student's 95 % interval. What a yardstick leaves open was "
+    "chosen on other episodes. Further columns, where there are some, are kinds of held-out episodes; of those that "
+    "training does not draw from, none is part of the score."
 )
 COMPARING = (
     "Every row is a point of the grid at which all settings that both have to share are the same, and compares the "
@@ -68,6 +74,7 @@ class Findings:
     notes: Sequence[str] = ()
     summaries: list[Summary] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
 
     @property
     def judged_by(self) -> Score:
@@ -75,9 +82,14 @@ class Findings:
         return self.runs[0].judged_by
 
     @property
+    def has_target(self) -> bool:
+        """Whether there is something to say of reaching it."""
+        return have_target(self.runs)
+
+    @property
     def reading(self) -> str:
         """How to read the table of points."""
-        return READING.format(scored=SCORED[self.judged_by.name])
+        return READING.format(scored=SCORED[self.judged_by.name]) + ABOUT_TARGETS * self.has_target
 
     @property
     def comparing(self) -> str:
@@ -118,7 +130,9 @@ def analyse(
         tasks = sorted({f"{run.config.task} by {run.judged_by.name}" for run in runs})
         raise ValueError(f"these runs are not judged alike ({', '.join(tasks)}); pick some with --where task=...")
     comparisons = compare(runs, compared) if compared else []
-    return Findings(runs, found, compared, by, notes, summarise(runs), comparisons)
+    if any(has_yardsticks(run.config) for run in runs) and not is_installed():
+        notes = [*notes, 'Yardsticks are left out: they need scikit-learn, pip install "kvq_ref[tour]".']
+    return Findings(runs, found, compared, by, notes, summarise(runs), comparisons, standings(runs))
 
 
 def write_report(findings: Findings, out: Path) -> Path:
@@ -178,7 +192,7 @@ def as_dict(findings: Findings) -> dict[str, Any]:
     found = findings.found
     by = f"by_{findings.judged_by.name}"
 
-    def plain(x: Summary | Comparison) -> dict[str, Any]:
+    def plain(x: Summary | Comparison | Standing) -> dict[str, Any]:
         """With the score under its name."""
         fields = asdict(x)
         fields.pop("judged_by")
@@ -189,6 +203,7 @@ def as_dict(findings: Findings) -> dict[str, Any]:
         "compare": findings.compare,
         "notes": list(findings.notes),
         "settings in common": findings.common,
+        "standings": [plain(x) for x in findings.standings],
         "points": [plain(x) for x in findings.summaries],
         "comparisons": [plain(x) | {by: x.by_score, "by_speed": x.by_speed} for x in findings.comparisons],
         "runs": [{"settings": run.config.settings, "result": run.result} for run in findings.runs],
@@ -202,7 +217,11 @@ def as_markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
     """The tables as text."""
     parts = ["# Runs", verdict(findings), *findings.notes, *missing(findings.found)]
     parts += [f"In common: {tables.as_words(findings.common)}."]
-    parts += ["## Points", findings.reading, tables.summary_table(findings.summaries).as_markdown()]
+    if findings.standings:
+        table = tables.standing_table(findings.standings)
+        parts += ["## Forms and yardsticks", YARDSTICKS, table.as_markdown()]
+    points = tables.summary_table(findings.summaries, findings.has_target)
+    parts += ["## Points", findings.reading, points.as_markdown()]
     for title, table in _comparisons(findings):
         parts += [f"## {title}", table.as_markdown()]
     parts += [findings.comparing] if findings.comparisons else []
@@ -217,6 +236,9 @@ def as_html(findings: Findings, pictures: dict[str, tuple[Picture, str]]) -> str
     introduction = "".join(html.paragraph(text) for text in (*findings.notes, *missing(found)))
     introduction += html.paragraph(f"In common: {tables.as_words(findings.common)}.", "soft")
     sections = []
+    if findings.standings:
+        beside = html.table(tables.standing_table(findings.standings))
+        sections.append(html.section("Forms and yardsticks", beside, html.paragraph(YARDSTICKS, "soft")))
     for title, table in _comparisons(findings):
         sections.append(html.section(title, html.table(table)))
     if findings.comparisons:
@@ -226,7 +248,7 @@ def as_html(findings: Findings, pictures: dict[str, tuple[Picture, str]]) -> str
         shown = [html.figure(pictures[name][0], name, pictures[name][1]) for name in of_section]
         if shown:
             sections.append(html.section("Learning" if by == "learning" else f"Against {by}", *shown))
-    points = html.table(tables.summary_table(findings.summaries))
+    points = html.table(tables.summary_table(findings.summaries, findings.has_target))
     sections.append(html.section("Every point", html.paragraph(findings.reading, "soft"), points))
     commands = Table(("settings", "one run"), [(tables.as_words(x.settings), x.command) for x in findings.summaries], 2)
     sections.append(html.section("Commands", html.details("One run of each point", html.table(commands))))
@@ -237,11 +259,11 @@ def _comparisons(findings: Findings) -> list[tuple[str, Table]]:
     """Titles and tables: what it comes to, then each pair."""
     if not findings.comparisons:
         return []
-    found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons))]
+    found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons, findings.has_target))]
     for (first, second), group in tables.pairs(findings.comparisons).items():
         title = f"{tables.as_word(first)} against {tables.as_word(second)}"
         found += [(f"{title}: {findings.judged_by.name}", tables.score_table(group))]
-        found += [(f"{title}: steps", tables.speed_table(group))]
+        found += [(f"{title}: steps", tables.speed_table(group))] if findings.has_target else []
     return found
 
 
@@ -251,9 +273,10 @@ def verdict(findings: Findings) -> str:
     solved = sum(run.result["solved"] for run in runs)
     seeds = len({run.config.seed for run in runs})
     failed = len(findings.found.failed) + len(findings.found.broken)
+    about_target = f": {solved} reached the target" if findings.has_target else ""
     return (
         f"{_count(len(runs), 'run')} at {_count(len(findings.summaries), 'point')} of the grid, "
-        f"{_count(seeds, 'seed')}: {solved} reached the target" + (f"; {failed} failed" if failed else "") + "."
+        f"{_count(seeds, 'seed')}{about_target}" + (f"; {failed} failed" if failed else "") + "."
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvq_ref as kvq
+from kvq_ref.lab.config import Config
 from kvq_ref.lab.nn.in_context import InContext
 from kvq_ref.lab.scores import marks
 from kvq_ref.lab.tasks.digits import HELD_OUT, TO_LEARN, Digits, _images
@@ -17,6 +18,7 @@ from kvq_ref.lab.tasks.linear_regression import LinearRegression
 from kvq_ref.lab.tasks.recall import Recall
 from kvq_ref.lab.tasks.registration import Registration
 from kvq_ref.lab.tasks.sinusoid import Sinusoid
+from kvq_ref.lab.yardsticks import measured
 
 TASKS: dict[str, EpisodeTask] = {
     "sinusoid": Sinusoid(),
@@ -88,7 +90,7 @@ def test_bayes_is_untrained_intention(rng: np.random.Generator) -> None:
     batch = task.sample(rng, 20)
     model = InContext(5, 1, 1, form=kvq.intention, options={"alpha": task.bayes_alpha}, encoder="none")
     answers, _ = model.apply(model.init(rng, "float64"), *batch.inputs)
-    (bayes, _) = task.yardsticks.values()
+    (bayes,) = task.optimum.values()
     np.testing.assert_allclose(answers, predictions(bayes, batch), rtol=0, atol=1e-10)
 
 
@@ -152,3 +154,11 @@ def test_yardsticks_on_outliers_and_images(rng: np.random.Generator) -> None:
 def test_refusals(make: Any, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         make(**wrong)
+
+
+def test_the_optimum_knows_of_each_shift() -> None:
+    """More noise: whoever is told of it does better than ridge regression for the noise of the training."""
+    found = measured(Config(task="linear_regression", K=8, evaluate_on=150))
+    ridge, bayes = (next(x for name, x in found.items() if name.startswith(word)) for word in ("ridge", "Bayes"))
+    assert bayes["error"] == pytest.approx(ridge["error"])
+    assert bayes["error noise=0.5"] < ridge["error noise=0.5"]

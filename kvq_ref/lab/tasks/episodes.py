@@ -71,7 +71,10 @@ class EpisodeTask:
     shifts : mapping of str to EpisodeTask
         What training does not draw from: tested, but no part of the score.
     yardsticks : mapping of str to callable
-        ``predict(x, y, queries)`` of one episode: what a simple method answers, or the best that there is.
+        ``predict(x, y, queries)`` of one episode: what a simple method answers.
+    optimum : mapping of str to callable
+        The same of the best that there is, where it is known: of whoever is told how these episodes are made, so each
+        kind has its own.
     """
 
     inputs: int
@@ -90,6 +93,10 @@ class EpisodeTask:
 
     @functools.cached_property
     def yardsticks(self) -> Mapping[str, Predict]:
+        return {}
+
+    @functools.cached_property
+    def optimum(self) -> Mapping[str, Predict]:
         return {}
 
     @property
@@ -171,7 +178,7 @@ def by_fitting(regressor: Fits, features: Callable[[Array], Array] = np.asarray)
 T = TypeVar("T")
 
 
-def chosen(task: EpisodeTask, candidates: Mapping[T, Predict], n: int = 64) -> tuple[T, Predict]:
+def chosen(task: EpisodeTask, candidates: Mapping[T, Predict], n: int = 32) -> tuple[T, Predict]:
     """The candidate with the best score on ``n`` episodes of those to learn from, never of those held out.
 
     What a yardstick leaves open, such as the width of a kernel, is chosen so, always by the same episodes.

@@ -20,8 +20,8 @@ QUERIES = 10
 REACH = 5.0  # of x
 AMPLITUDES = (0.1, 5.0)
 LENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-WAVES = (3, 4, 5, 7, 10)
+PENALTIES = (1e-4, 1e-3, 1e-2, 0.1)
+WAVES = (3, 4, 6, 10)
 NEIGHBOURS = (1, 2, 3)
 LADDER = (2, 3, 5, 10, 20, 40)  # of K, for the test of a range
 
