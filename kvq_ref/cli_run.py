@@ -30,9 +30,11 @@ or, where a model reads a context of --K pairs (x, y) and answers queries,
   digits             images of --N classes not seen before, --K of each (needs scikit-learn)
   recall             which of --N symbols went with this key?
   registration       affine maps of point clouds, with a --outlier-share
+  outliers           which point of a set follows another linear function?
 
-The latter start from settings of their own: one layer of width 64, 4000 steps at
-a rate of 0.001, no weight decay, no target.
+The latter start from settings of their own: mostly one layer of width 64, 4000
+steps at a rate of 0.001, no weight decay, and no target where they are judged by
+their error.
 
 Every run has a folder, DIR/cells/HASH, named by its settings. A run that has
 finished is not done again, and one that was interrupted, at whatever instant,

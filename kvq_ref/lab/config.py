@@ -64,7 +64,7 @@ class Config:
     ----------
     task : str
         One of ``TASKS``: of sequences, nt, sums, products, copy, lookup, several; in context,
-        sinusoid, linear_regression, digits, recall, registration.
+        sinusoid, linear_regression, digits, recall, registration, outliers.
     N, tau : int
         Tokens are numbers mod N; the furthest that the task looks back (nt, sums, products, copy).
         N is also the number of classes (digits) and of symbols (recall).
@@ -77,7 +77,7 @@ class Config:
     K, K_least : int
         Pairs in a context, of each class (digits) or in all; training draws their number from K_least to K.
     d : int
-        Dimensions of x (linear_regression, recall, registration).
+        Dimensions of x (linear_regression, recall, registration, outliers).
     noise, outlier_share : float
         What is added to y in the context; the share of pairs that tell nothing (registration).
     form : str

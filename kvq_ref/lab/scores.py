@@ -81,7 +81,7 @@ def marks(score: Score, y: Array, batch: Any) -> tuple[Array, Array]:
     ----------
     score : Score
     y : array
-        Answers: shape (rows, places, n); logits, for accuracy.
+        Answers: shape (rows, places, n); logits, for accuracy; (rows, places, 1) where a place is the answer.
     batch : Batch or Episodes
 
     Returns
@@ -99,6 +99,9 @@ def marks(score: Score, y: Array, batch: Any) -> tuple[Array, Array]:
     if score is ERROR:
         off = (y - batch.targets).reshape(rows, -1).astype("float64")
         return np.square(off).sum(axis=1), np.full(rows, off.shape[1], like=off)
+    if batch.targets.ndim == 1:  # which of the places: one choice a row
+        right = y[..., 0].argmax(axis=-1) == batch.targets
+        return right.astype("int64"), np.ones_like(right, dtype="int64")
     counts = batch.determined
     right = y.argmax(axis=-1) == batch.targets
     if counts is None:

@@ -144,6 +144,9 @@ def _loss(task: Task, y: Array, batch: Any, counts: Array | None) -> tuple[Array
     """The task's loss, and its gradient."""
     if task.loss == "squared":
         return squared_error(y, batch.targets)
+    if task.loss == "choice":
+        loss, dy = cross_entropy(y[..., 0], batch.targets)
+        return loss, dy[..., None]
     return cross_entropy(y, batch.targets, counts)
 
 

@@ -15,6 +15,7 @@ from kvq_ref.lab.scores import marks
 from kvq_ref.lab.tasks.digits import HELD_OUT, TO_LEARN, Digits, _images
 from kvq_ref.lab.tasks.episodes import Episodes, EpisodeTask, predictions
 from kvq_ref.lab.tasks.linear_regression import LinearRegression
+from kvq_ref.lab.tasks.outliers import Outliers
 from kvq_ref.lab.tasks.recall import Recall
 from kvq_ref.lab.tasks.registration import Registration
 from kvq_ref.lab.tasks.sinusoid import Sinusoid
@@ -28,6 +29,7 @@ TASKS: dict[str, EpisodeTask] = {
     "digits": Digits(N=3, K=2),
     "recall": Recall(K=20, d=4, N=5, noise=0.1),
     "registration": Registration(outlier_share=0.2),
+    "outliers": Outliers(K=8, d=2),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -46,7 +48,10 @@ def test_a_batch_is_what_the_task_says(task: EpisodeTask, rng: np.random.Generat
         assert batch.x.shape == (6, K, task.inputs)
         assert batch.y.shape == (6, K, task.values_in)
         assert batch.queries.shape == (6, M, task.inputs)
-        if task.loss == "cross_entropy":
+        if task.loss == "choice":
+            assert batch.targets.shape == (6,)
+            assert set(batch.targets) <= set(range(M))
+        elif task.loss == "cross_entropy":
             assert batch.targets.shape == (6, M)
             assert set(np.unique(batch.targets)) <= set(range(task.outputs))
             assert set(np.unique(batch.y)) == {0, 1}
@@ -138,6 +143,18 @@ def test_yardsticks_on_outliers_and_images(rng: np.random.Generator) -> None:
         assert score(task, name, batch) > 0.6  # chance is 0.2
 
 
+def test_bayes_finds_the_outlier_most_often(rng: np.random.Generator) -> None:
+    task = Outliers()
+    batch = task.sample(rng, 150)
+    hits = {name: score(task, name, batch) for name in ("residual of least", "local")}
+    (bayes,) = task.optimum.values()
+    sums, counts = marks(task.score, predictions(bayes, batch), batch)
+    best = sums.sum() / counts.sum()
+    # a yardstick may be lucky: by less than four standard deviations of a difference of shares, 4 sqrt(2 / 4 / 150)
+    assert best > max(hits.values()) - 0.23
+    assert best > 0.6 > hits["local"]
+
+
 @pytest.mark.parametrize(
     ("make", "wrong", "message"),
     [
@@ -148,6 +165,8 @@ def test_yardsticks_on_outliers_and_images(rng: np.random.Generator) -> None:
         (Digits, {"N": 6}, "N: expected 2 to 5 classes, for so many are held out, got 6"),
         (Digits, {"K": 173}, "K: expected 1 to 172 examples of a class, got 173"),
         (Recall, {"d": 1}, "d: expected at least 2, got 1"),
+        (Outliers, {"K": 5}, r"K: expected at least d \+ 2, 6 points, got 5"),
+        (Outliers, {"noise": 0.0}, "noise: expected more than 0"),
         (Registration, {"outlier_share": 1.0}, "outlier_share: expected 0 to less than 1, got 1.0"),
     ],
 )

@@ -13,4 +13,5 @@ linear_regression.py   and of linear functions, where Bayes' predictor is known
 digits.py       few-shot classification of images
 recall.py       associative recall: the capacity of a memory
 registration.py        point clouds: an affine map from correspondences
+outliers.py     which point of a set does not belong
 """

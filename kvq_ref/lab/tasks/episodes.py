@@ -25,7 +25,8 @@ class Episodes(NamedTuple):
     y : array, shape (batch, K, values)
         The context.
     queries : array, shape (batch, M, inputs)
-    targets : array, shape (batch, M, outputs), or (batch, M) of int64 for classes
+    targets : array, shape (batch, M, outputs)
+        Or of int64: (batch, M) for classes, (batch,) for which of the queries it is.
     kinds : array of int64, shape (batch,)
         Which of the task's kinds a row is of.
     """
@@ -64,7 +65,8 @@ class EpisodeTask:
     ----------
     inputs, values_in, outputs : int
         Dimensions of x, of a context's y, and of an answer.
-    loss : {"squared", "cross_entropy"}
+    loss : {"squared", "cross_entropy", "choice"}
+        Choice: cross-entropy over the queries of an episode.
     score : Score
     variants : mapping of str to EpisodeTask
         What training draws from, each held out as a kind of its own.

@@ -41,7 +41,7 @@ class Task(Protocol):
 
     Attributes
     ----------
-    loss : {"cross_entropy", "squared"}
+    loss : {"cross_entropy", "squared", "choice"}
         What is made small.
     score : Score
         What a run is judged by.
