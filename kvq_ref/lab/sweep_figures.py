@@ -24,9 +24,12 @@ from kvq_ref.lab.picture import Picture, draw_both
 from kvq_ref.lab.results import Run, axes_of, grouped, have_target, rank
 from kvq_ref.lab.statistics import Estimate
 from kvq_ref.lab.sweep_tables import as_word, as_words
+from kvq_ref.lab.yardsticks import lines_of_yardsticks
 
 MOST_PANELS = 12
 COLUMNS = 3
+FAR = 1000  # a yardstick of so much less error than any run would press all runs into a corner
+DASHES = (":", "-.", (0, (1, 4)), (0, (6, 3)))  # of yardsticks
 MOST_AXES = 3
 SOLVED = {"solved": "share of runs that reach the target", "steps": "steps to the target"}
 Lines = list[tuple[Any, list[Run]]]  # of what is compared, its value and its runs
@@ -74,6 +77,11 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
                 _style(value, i, compare, theme),
                 _label(value, compare),
             )
+        if measure == score.name:
+            of_panel = [run for _, of_line in lines for run in of_line]
+            for i, (name, (xs, ys)) in enumerate(lines_of_yardsticks(of_panel, by).items()):
+                if score.sign > 0 or min(ys) > lowest / FAR:
+                    ax.plot(xs, ys, color=theme.yardstick, linestyle=DASHES[i % len(DASHES)], linewidth=1, label=name)
         if is_log:
             ax.set_xscale("log")
         if is_log or len(values) <= 12:
@@ -161,8 +169,9 @@ def _panels(
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(axes[-1, 0].get_xlabel())
         figure.supylabel(textwrap.fill(y_label, 22 if rows == 1 else 60), fontsize=10.5)
-        if compare:
-            figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=4)
+        if compare or len(legend) > 1:
+            columns_of_legend = 4 if max(map(len, legend)) <= 20 else 2  # yardsticks have longer names than forms
+            figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns_of_legend)
 
     return draw_both(size, draw_all)
 

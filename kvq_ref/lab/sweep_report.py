@@ -177,7 +177,10 @@ def draw(findings: Findings) -> dict[str, tuple[Picture, str]]:
     return found
 
 
-MEANS = "Means with 95 % intervals; a dot for each run. Points at one place are drawn beside each other."
+MEANS = (
+    "Means with 95 % intervals; a dot for each run; yardsticks, where there are some, in grey. Points at one place are "
+    "drawn beside each other."
+)
 DOTS = {
     "solved": "With Wilson's 95 % intervals.",
     "steps": "Medians, where they are reached; a dot for each run that reached it; dotted, the most steps of a run.",

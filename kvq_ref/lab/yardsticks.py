@@ -86,6 +86,17 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
     return found
 
 
+def lines_of_yardsticks(runs: Sequence[Run], by: str) -> dict[str, tuple[list[Any], list[float]]]:
+    """What to draw against a setting of the task: for each yardstick, values of the setting and scores."""
+    found: dict[str, tuple[list[Any], list[float]]] = {}
+    for x in standings(runs):
+        if x.is_yardstick and list(x.settings) == [by]:
+            xs, ys = found.setdefault(x.who["form"].partition(" (")[0], ([], []))
+            xs.append(x.settings[by])
+            ys.append(x.score.value)
+    return found
+
+
 def has_yardsticks(config: Config) -> bool:
     """Whether the run's task is one in context: all of these have some."""
     return isinstance(config.task_of(), EpisodeTask)

@@ -17,7 +17,7 @@ from kvq_ref.lab.cell import folder_of
 from kvq_ref.lab.config import Config
 from kvq_ref.lab.results import Run, Runs, read_runs
 from kvq_ref.lab.sweep_report import analyse, as_markdown, write_report
-from kvq_ref.lab.yardsticks import standings
+from kvq_ref.lab.yardsticks import lines_of_yardsticks, standings
 
 
 def run(error: float | None, task: str = "linear_regression", **settings: Any) -> Run:
@@ -80,6 +80,14 @@ def test_what_varies_in_the_task_makes_a_point_and_in_the_model_a_row(sweep: lis
     found = standings(runs)
     assert {x.settings["K"] for x in found} == {4, 8}
     assert [x.who for x in found if not x.is_yardstick] == [{"form": "softmax", "heads": n} for n in (1, 2)] * 2
+
+
+def test_yardsticks_are_drawn_against_settings_of_the_task() -> None:
+    runs = [run(0.5, K=K, heads=heads, form=form) for K in (4, 8) for heads in (1, 2) for form in ("linear", "softmax")]
+    found = lines_of_yardsticks(runs, "K")
+    assert set(found) == {"ridge", "least squares", "Bayes, told of every shift"}
+    assert all(xs == [4, 8] for xs, _ in found.values())
+    assert lines_of_yardsticks(runs, "heads") == {}
 
 
 def test_the_report_speaks_of_error(sweep: list[Run], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Digits(EpisodeTask):
         return {
             "nearest neighbour on pixels": by_fitting(KNeighborsRegressor(1)),
             "nearest class mean on pixels": nearest_mean,
-            f"ridge on pixels, penalty {penalty:g}": ridge,
+            f"ridge on pixels (penalty {penalty:g})": ridge,
         }
 
 

@@ -73,7 +73,7 @@ class EpisodeTask:
     shifts : mapping of str to EpisodeTask
         What training does not draw from: tested, but no part of the score.
     yardsticks : mapping of str to callable
-        ``predict(x, y, queries)`` of one episode: what a simple method answers.
+        ``predict(x, y, queries)`` of one episode: what a simple method answers. What was chosen for it is in brackets.
     optimum : mapping of str to callable
         The same of the best that there is, where it is known: of whoever is told how these episodes are made, so each
         kind has its own.

@@ -111,7 +111,7 @@ class LinearRegression(EpisodeTask):
         if not self.noise:
             return {"least squares": least_squares}
         ridge = by_fitting(Ridge(self.bayes_alpha, fit_intercept=False))
-        return {f"ridge, alpha {self.bayes_alpha:.3g}": ridge, "least squares": least_squares}
+        return {f"ridge (alpha {self.bayes_alpha:.3g})": ridge, "least squares": least_squares}
 
     @functools.cached_property
     def optimum(self) -> Mapping[str, Predict]:

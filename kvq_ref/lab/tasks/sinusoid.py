@@ -107,9 +107,9 @@ class Sinusoid(EpisodeTask):
         k, nearest = chosen(self, {n: by_fitting(KNeighborsRegressor(n)) for n in numbers})
         return {
             "GP, sinusoids of this period": informed,
-            f"GP, RBF of length {length:g}": smooth,
-            f"ridge on {2 * n} Fourier features, penalty {penalty:g}": ridge,
-            f"{k} nearest neighbour{'s' * (k > 1)}": nearest,
+            f"GP, RBF (length {length:g})": smooth,
+            f"ridge on Fourier features ({n} waves, penalty {penalty:g})": ridge,
+            f"nearest neighbours ({k})": nearest,
         }
 
 
