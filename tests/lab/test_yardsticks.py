@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_without_scikit_learn_a_note_takes_their_place(sweep: list[Run], monkeyp
     text = as_markdown(analyse(sweep, Runs(sweep), "form", []))
     assert "Yardsticks are left out: they need scikit-learn" in text
     assert "Bayes" not in text
+
+
+def test_images_without_scikit_learn_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else there(name))
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "digits"]) == 2
+    assert 'needs sklearn: pip install "kvq_ref[lab,tour]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_judged_differently_has_no_report_in_common(sweep: list[Run]) -> None:

@@ -67,13 +67,14 @@ class Digits(EpisodeTask):
         return self.N
 
     def sample(self, rng: np.random.Generator, batch: int, held_out: bool = False) -> Episodes:
-        classes = HELD_OUT if held_out else TO_LEARN
-        shown = self.K + QUERIES
-        images = np.empty((batch, self.N, shown, self.inputs))
-        for row in images:
-            for name, digit in enumerate(rng.permutation(classes)[: self.N]):
-                of_class = _images()[int(digit)]
-                row[name] = of_class[rng.choice(len(of_class), shown, replace=False)]
+        of_classes, counts = _images()
+        names = np.tile(HELD_OUT if held_out else TO_LEARN, (batch, 1))
+        classes = rng.permuted(names, axis=1)[:, : self.N]
+        # the images with the least of random numbers: so many of each class, none of them twice
+        lots = rng.random((batch, self.N, of_classes.shape[1]))
+        lots[np.arange(lots.shape[-1]) >= counts[classes][..., None]] = 2
+        drawn = lots.argsort(axis=-1)[..., : self.K + QUERIES]
+        images = of_classes[classes[..., None], drawn]
         context = images[:, :, : self.K].reshape(batch, -1, self.inputs)
         queries = images[:, :, self.K :].reshape(batch, -1, self.inputs)
         labels = np.repeat(np.arange(self.N), self.K)
@@ -100,7 +101,11 @@ class Digits(EpisodeTask):
 
 
 @functools.cache
-def _images() -> dict[int, Array]:
-    """Images from 0 to 1, by what they show."""
+def _images() -> tuple[Array, Array]:
+    """Images from 0 to 1, a row for each digit, filled up with empty ones; and how many there are of each."""
     digits = data.digits()
-    return {n: digits.features[digits.target == n] / BRIGHTEST for n in range(10)}
+    counts = np.bincount(digits.target.astype(int))
+    found = np.zeros((len(counts), counts.max(), digits.features.shape[1]))
+    for n, count in enumerate(counts):
+        found[n, :count] = digits.features[digits.target == n] / BRIGHTEST
+    return found, counts
