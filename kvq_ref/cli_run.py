@@ -82,7 +82,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "heads": ("N", "they divide the width (default: 2)"),
         "mlp": ("N", "hidden units of a perceptron, in units of the width (default: 4)"),
         "activation": ("WORD", "gelu, relu (default: gelu)"),
-        "norm": ("WORD", "pre, post, none (default: pre)"),
+        "norm": ("WORD", "pre, post, none; in context pre, unit, none (default: pre)"),
         "gain": ("X", "initial queries and keys are so many times as large (default: 1)"),
     },
     "the training": {

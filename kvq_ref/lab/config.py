@@ -92,7 +92,7 @@ class Config:
         Hidden units of a perceptron, in units of the width.
     activation : {"gelu", "relu"}
     norm : {"pre", "post", "none"}
-        Models that read a context have no post.
+        Models that read a context have no post; they have "unit", queries and keys of length 1.
     gain : float
         Initial queries and keys are so many times as large as the layer's default.
     optimizer : {"adamw", "sgd"}

@@ -16,6 +16,7 @@ import numpy as np
 import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS
 from kvq_ref.lab.nn.attention import split
+from kvq_ref.lab.nn.layers import unit
 from kvq_ref.types import Array
 
 LEARN = ("one", "each")
@@ -52,6 +53,7 @@ def cross_attention(
     *,
     form: Callable[..., Any],
     heads: int,
+    is_unit: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array, dict[str, Array]]]]:
     """Each query attends to the whole context.
@@ -68,6 +70,8 @@ def cross_attention(
         ``kvq_ref.softmax_attention``, or any other form.
     heads : int
         A divisor of width.
+    is_unit : bool
+        Divide the queries and keys of each head by their length.
     options : mapping, optional
         Further keyword arguments of the form, which are not learned.
 
@@ -86,6 +90,9 @@ def cross_attention(
     """
     (q,), from_q = split(q, 1, heads)
     (k,), from_k = split(k, 1, heads)
+    if is_unit:
+        q, from_unit_q = unit(q)
+        k, from_unit_k = unit(k)
     numbers = {name: np.exp(x) for name, x in p.items()}
     learned = {"alpha": numbers["alpha"]} if "alpha" in numbers else {}
     scale = numbers["scale"][:, None, None] if "scale" in numbers else None
@@ -99,6 +106,9 @@ def cross_attention(
             dq = dq * scale
         if learned:
             logs["alpha"] = grads.alpha * numbers["alpha"]
-        return from_q((dq,)), from_k((grads.k,)), grads.v, logs
+        dk = grads.k
+        if is_unit:
+            dq, dk = from_unit_q(dq), from_unit_k(dk)
+        return from_q((dq,)), from_k((dk,)), grads.v, logs
 
     return o, pullback

@@ -9,7 +9,8 @@
         o = form(h_queries; h_context, u)
     y   = mean of o over the heads ("plain") or decode(o) ("encoded")
 
-With norm = "pre" there is a layer norm before each attention and perceptron. Logits of plain values are
+With norm = "pre" there is a layer norm before each attention and perceptron; with "unit" the queries and keys of
+each head have length 1, which recurrences such as the delta rule ask for. Logits of plain values are
 multiplied by a learned positive number, for a mean of one-hot rows is too flat a logit.
 
 With one layer, no encoder and plain values the model is the form itself: Intention is then ridge regression.
@@ -38,7 +39,7 @@ from kvq_ref.types import Array
 
 ENCODERS = ("shared", "separate", "none")
 VALUES = ("plain", "encoded")
-NORMS = ("pre", "none")
+NORMS = ("pre", "unit", "none")
 SHARPNESS = 10.0  # of logits, before it is learned
 
 Shape = tuple[int, ...]
@@ -69,7 +70,7 @@ class InContext:
     mlp : int
         Hidden units of a perceptron between layers, in units of the width; 0 for none.
     activation : {"gelu", "relu"}
-    norm : {"pre", "none"}
+    norm : {"pre", "unit", "none"}
 
     Raises
     ------
@@ -286,7 +287,7 @@ class InContext:
     # ---- What is stacked ----
 
     def _norm(self, p: Parameters, name: str, h: Array) -> tuple[Array, Callable[[Array, Parameters], Array]]:
-        if self.norm == "none":
+        if self.norm != "pre":
             return h, lambda dh, g: dh
         y, from_norm = layer_norm(h, p[f"{name}.gain"], p[f"{name}.shift"])
 
@@ -304,7 +305,8 @@ class InContext:
         q, k = (np.ascontiguousarray(rows) for rows in (z[:, first:], z[:, :K]))
         inside = {name: p[f"{layer}.{name}"] for name in learned_numbers(self.form, self.learn)}
         fixed = {name: x for name, x in self.options.items() if name not in inside or name == "scale"}
-        o, from_attention = cross_attention(inside, q, k, v, form=self.form, heads=self.heads, options=fixed)
+        how: dict[str, Any] = {"form": self.form, "heads": self.heads, "is_unit": self.norm == "unit"}
+        o, from_attention = cross_attention(inside, q, k, v, options=fixed, **how)
 
         def pullback(do: Array, g: Parameters) -> tuple[Array, Array]:
             dq, dk, dv, logs = from_attention(do)

@@ -22,6 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "separate, heads": {"encoder": "separate", "heads": 2},
     "deep": {"layers": 3, "heads": 2, "norm": "pre", "mlp": 1, "depth": 1},
     "encoded": {"values": "encoded", "layers": 2, "heads": 2, "mlp": 0, "depth": 1, "learn": "each"},
+    "unit": {"layers": 2, "heads": 2, "norm": "unit", "mlp": 0, "depth": 1},
     "no encoder": {"encoder": "none", "layers": 2},
     "logits": {"is_logits": True, "encoder": "separate"},
 }
@@ -94,7 +95,7 @@ def test_alpha_starts_where_it_is_told(rng: np.random.Generator) -> None:
         ({"heads": 5}, "heads: expected a divisor of the width, 64, got 5"),
         ({"encoder": "none", "heads": 2}, "heads: expected a divisor of the width, 3, got 2"),
         ({"layers": 0}, "layers: expected at least 1, got 0"),
-        ({"norm": "post"}, "norm: expected one of pre, none, got 'post'"),
+        ({"norm": "post"}, "norm: expected one of pre, unit, none, got 'post'"),
         ({"encoder": "both"}, "encoder: expected one of shared, separate, none, got 'both'"),
         (
             {"outputs": 2},
