@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kvq_ref.lab.catalogue import TASKS
 from kvq_ref.lab.cell import Outcome
 from kvq_ref.lab.config import Config
 from kvq_ref.lab.results import Run
+from kvq_ref.lab.scores import SCORES, Score
 from kvq_ref.lab.sweep_tables import short_table
 
 EVERY = 10.0  # seconds between two lines
@@ -52,6 +55,7 @@ class One(_Watch):
     def __init__(self, config: Config) -> None:
         super().__init__(config.steps, STEPS, "step", f"{config.task}, {config.form}")
         self.at = 0
+        self.score = TASKS[config.task].score
 
     def step(self, step: int, row: dict[str, Any]) -> None:
         """After a step of training."""
@@ -59,8 +63,8 @@ class One(_Watch):
             self.bar.initial = self.bar.n = step - 1
         self.at = step
         if row and row["step"] == step:
-            self.bar.set_postfix_str(_numbers(row), refresh=False)
-            self.say(f"step {step}: {_numbers(row)}, {time.monotonic() - self.begun:.0f} s")
+            self.bar.set_postfix_str(_numbers(row, self.score), refresh=False)
+            self.say(f"step {step}: {_numbers(row, self.score)}, {time.monotonic() - self.begun:.0f} s")
         self.bar.update()
 
     def ended(self, outcome: Outcome) -> None:
@@ -77,11 +81,12 @@ class One(_Watch):
         if outcome.state == "busy":
             return f"another process is training this run: {outcome.folder}"
         result = outcome.result
-        how = "solved" if result["solved"] else "diverged" if result["diverged"] else "not solved"
+        not_solved = "not solved" if self.score.has_target(outcome.config.target) else "ended"
+        how = "solved" if result["solved"] else "diverged" if result["diverged"] else not_solved
         before = "" if outcome.is_new else " (finished before; --restart trains it again)"
         cost = json.loads((outcome.folder / "cost.json").read_text(encoding="utf-8"))
         return (
-            f"{how} after {result['steps']} steps{before}: {_numbers(result)} on held-out sequences\n"
+            f"{how} after {result['steps']} steps{before}: {_numbers(result, self.score)} on held-out data\n"
             f"time      {cost['seconds']:.1f} s, {cost['steps_per_second']:.0f} steps/s\n"
             f"results   {outcome.folder}\nrepeat    {outcome.config.command()}"
         )
@@ -116,16 +121,18 @@ class Many(_Watch):
         before = sum(not x.is_new for x in finished)
         lines = []
         if finished:
-            lines = [short_table([Run(x.config, x.result) for x in finished]).as_text()]
+            runs = [Run(x.config, x.result) for x in finished]
+            alike = [[run for run in runs if run.judged_by is score] for score in SCORES.values()]
+            lines = [short_table(group).as_text() for group in alike if group]
         lines += [_failures(self.failed)] if self.failed else []
         old = f" ({before} of them before)" * bool(before)
         lines += [f"{self.so_far()}{old}\nresults   {out / 'cells'}\nreport    kvq-ref report {out}"]
         return "\n\n".join(lines)
 
 
-def _numbers(row: dict[str, Any]) -> str:
-    loss = row["loss"] if row["loss"] is not None else float("nan")
-    return f"loss {loss:.3g}, accuracy {row['accuracy']:.4f}"
+def _numbers(row: dict[str, Any], score: Score) -> str:
+    loss, value = (math.nan if row[name] is None else row[name] for name in ("loss", score.name))
+    return f"loss {loss:.3g}, {score.name} {score.as_word(value)}"
 
 
 def _failures(outcomes: list[Outcome]) -> str:

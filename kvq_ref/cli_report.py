@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Tables, figures and one self-contained page of the runs in DIR: for every point of
-the grid the share of seeds that reach the target (Wilson), the mean accuracy
-(Student) and the median steps; forms, or the values of another setting, compared
-over equal seeds; and a command that repeats a run of each point.
+the grid the share of seeds that reach the target (Wilson), the mean accuracy or
+error (Student) and the median steps; forms, or the values of another setting,
+compared over equal seeds; where a task has yardsticks, these beside the forms; and
+a command that repeats a run of each point.
 
 Writes report.html, report.md, report.json and the figures. Runs that have not
 finished are counted, named and left out.
@@ -40,7 +41,7 @@ def report(options: argparse.Namespace) -> int:
         return refuse("report", missing)
     from kvq_ref.lab.sweep_report import missing as left_out
     from kvq_ref.lab.sweep_report import verdict, write_report
-    from kvq_ref.lab.sweep_tables import verdict_table
+    from kvq_ref.lab.sweep_tables import standing_table, verdict_table
 
     try:
         findings = _findings(options)
@@ -50,8 +51,10 @@ def report(options: argparse.Namespace) -> int:
     except OSError as error:
         return refuse("report", f"{error.filename}: {error.strerror}")
     print("\n".join([verdict(findings), *findings.notes, *left_out(findings.found)]))
+    if findings.standings:
+        print(f"\n{standing_table(findings.standings).as_text()}")
     if findings.comparisons:
-        print(f"\n{verdict_table(findings.comparisons).as_text()}")
+        print(f"\n{verdict_table(findings.comparisons, findings.has_target).as_text()}")
     print(f"\nreport   {page}")
     return CHECK_FAILED if findings.found.failed or findings.found.broken else OK
 
@@ -101,7 +104,7 @@ def _findings(options: argparse.Namespace) -> Findings:
 
 def _how_chosen(names: list[str], compared: str | None, seeds: str | None) -> str:
     each = f"each {compared} at its own best {' and '.join(names)}" if compared else f"the best {' and '.join(names)}"
-    by = "the largest share solved, then the largest mean accuracy, then the fewest median steps"
+    by = "the largest share solved, then the best mean score, then the fewest median steps"
     on = f"seeds {seeds}, which are left out here" if seeds else "the seeds that are shown, so these numbers flatter it"
     return f"At each point, {each}: by {by}, on {on}."
 

@@ -15,15 +15,26 @@ if TYPE_CHECKING:
     from kvq_ref.lab.config import Config
 
 DESCRIPTION = """\
-Train a small model on a task of graded complexity, or a whole grid of them.
+Train a small model on a task, or a whole grid of them.
 
-TASK is one of
+TASK is one of, of sequences in which what comes next follows from what was,
   nt         x_t = x_{t-1} + x_{t-tau}                      mod N
   sums       x_t = the sum of as many earlier ones as --terms
   products   x_t = x_{t-1} * x_{t-tau}                      mod N
   copy       x_t = x_{t-tau}
   lookup     a table is shown, then applied to itself, --terms times for a token
   several    several nt tasks for one model: --tasks "2:5 3:4"
+or, where a model reads a context of --K pairs (x, y) and answers queries,
+  sinusoid           sinusoids of random amplitude and phase
+  linear_regression  linear functions of --d variables, with --noise
+  digits             images of --N classes not seen before, --K of each (needs scikit-learn)
+  recall             which of --N symbols went with this key?
+  registration       affine maps of point clouds, with a --outlier-share
+  outliers           which point of a set follows another linear function?
+
+The latter start from settings of their own: mostly one layer of width 64, 4000
+steps at a rate of 0.001, no weight decay, and no target where they are judged by
+their error.
 
 Every run has a folder, DIR/cells/HASH, named by its settings. A run that has
 finished is not done again, and one that was interrupted, at whatever instant,
@@ -35,6 +46,8 @@ examples:
   kvq-ref run nt --form expressive --N 2 --tau 5
   kvq-ref run nt --set form=softmax,expressive --set tau=2:12 --seeds 10 --jobs 2
   kvq-ref run nt --set form=softmax,expressive --set rate=1e-3,2e-3,4e-3 --tau 8 --out rates
+  kvq-ref run sinusoid --form intention
+  kvq-ref run sinusoid --set form=intention,softmax --set K=2,5,10,20 --seeds 3
   kvq-ref run --config my.toml --seeds 5:9
   kvq-ref run nt --set tau=2:12 --seeds 10 --scheduler tcp://10.0.0.7:8786
   kvq-ref report kvq-runs
@@ -44,23 +57,32 @@ the disk is full or the cluster lost, 2 unusable arguments, 130 interrupted (the
 """
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "the task": {
-        "N": ("N", "tokens are numbers mod N (default: 2)"),
+        "N": ("N", "tokens are numbers mod N; classes, symbols (default: 2)"),
         "tau": ("N", "the furthest that the task looks back (default: 5)"),
         "terms": ("N", "terms of a sum; lookups for a token (default: 2)"),
         "tasks": ("PAIRS", "pairs N:tau for several (default: 2:5 3:4)"),
         "T": ("N", "tokens that the model sees (default: the task's choice)"),
+        "K": ("N", "pairs in a context; digits: of each class (default: 10)"),
+        "K_least": ("N", "training draws the number of pairs from this to K (default: always K)"),
+        "d": ("N", "dimensions of x (default: 8)"),
+        "noise": ("X", "added to y in the context (default: 0)"),
+        "outlier_share": ("X", "of the pairs; they tell nothing (default: 0)"),
     },
     "the model": {
         "form": ("FORM", "softmax, expressive, linear, intention, ...: see kvq-ref forms (default: softmax)"),
         "scale": ("X", "of the scores (default: the form's own)"),
-        "alpha": ("X", "of the least-squares forms (default: 1)"),
+        "alpha": ("X", "of the least-squares forms; where it is learned, its start (default: 1)"),
+        "encoder": ("WORD", "in context, of x: shared, separate, none (default: shared)"),
+        "values": ("WORD", "in context: plain, the y as they are, or encoded (default: plain)"),
+        "learn": ("WORD", "in context: one number a head, or each of alpha and scale (default: one)"),
+        "depth": ("N", "in context: hidden layers of an encoder (default: 2)"),
         "positions": ("WORD", "none, learned, sinusoidal, rotary, alibi (default: rotary)"),
         "layers": ("N", "blocks (default: 2)"),
         "width": ("N", "of the model (default: 32)"),
         "heads": ("N", "they divide the width (default: 2)"),
         "mlp": ("N", "hidden units of a perceptron, in units of the width (default: 4)"),
         "activation": ("WORD", "gelu, relu (default: gelu)"),
-        "norm": ("WORD", "pre, post, none (default: pre)"),
+        "norm": ("WORD", "pre, post, none; in context pre, unit, none (default: pre)"),
         "gain": ("X", "initial queries and keys are so many times as large (default: 1)"),
     },
     "the training": {
@@ -70,12 +92,15 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "weight_decay": ("X", "(default: 0.1)"),
         "warm_up": ("N", "steps until the rate is reached (default: 50)"),
         "schedule": ("WORD", "of the rate, afterwards: constant, cosine (default: constant)"),
-        "batch": ("N", "sequences in a step (default: 64)"),
+        "batch": ("N", "sequences or episodes in a step (default: 64)"),
         "steps": ("N", "at most (default: 5000)"),
         "loss": ("WORD", "determined, all: whether tokens that cannot be known count (default: all)"),
-        "target": ("X", "stop once so many of the held-out tokens are right; above 1, never (default: 1)"),
+        "target": (
+            "X",
+            "stop at this held-out accuracy (above 1, never), or error (0, never) (default: 1)",
+        ),
         "evaluate_every": ("N", "steps (default: 50)"),
-        "evaluate_on": ("N", "held-out sequences (default: 512)"),
+        "evaluate_on": ("N", "held-out sequences or episodes (default: 512)"),
         "seed": ("N", "of everything random (default: 0)"),
         "dtype": ("WORD", "float32, float64 (default: float32)"),
         "threads": ("N", "of each run (default: 1)"),
@@ -86,6 +111,7 @@ PACKAGES = {
     "run": ("joblib", "safetensors", "threadpoolctl", "tomli_w"),
     "report": ("matplotlib", "safetensors", "tomli_w"),
     "cluster": ("dask", "distributed"),
+    "digits": ("sklearn",),
 }
 
 
@@ -97,6 +123,9 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         configs = _configs(options)
+        for task in {config.task for config in configs} & set(PACKAGES):
+            if missing := packages_missing(task):
+                return refuse("run", missing)
         if options.resume and options.restart:
             raise ValueError("--resume continues what is there, --restart removes it: not both")
         (options.out / "cells").mkdir(parents=True, exist_ok=True)
@@ -169,6 +198,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     ------
     OSError, TypeError, ValueError
     """
+    from kvq_ref.lab.catalogue import TASKS
     from kvq_ref.lab.grid import axis, grid, read_settings, seeds
 
     settings = read_settings(options.config) if options.config else {}
@@ -181,7 +211,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
         axes.append(("seed", seeds(options.seeds)))
     settings |= given
     if "task" not in settings and "task" not in dict(axes):
-        raise ValueError("TASK is missing: nt, sums, products, copy, lookup or several")
+        raise ValueError(f"TASK is missing: {', '.join(TASKS)}")
     return grid(settings, axes)
 
 
@@ -223,7 +253,7 @@ def packages_missing(what: str) -> str:
     missing = [name for name in PACKAGES[what] if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
-    extra = "cluster" if what == "cluster" else "lab"
+    extra = {"cluster": "cluster", "digits": "lab,tour"}.get(what, "lab")
     return f'this needs {", ".join(missing)}: pip install "kvq_ref[{extra}]"'
 
 
@@ -243,7 +273,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         usage="kvq-ref run TASK [--SETTING VALUE ...] [--set NAME=VALUES ...] [--seeds N] [--jobs N] [--out DIR]",
         allow_abbrev=False,
     )
-    parser.add_argument("task", nargs="?", metavar="TASK", help="nt, sums, products, copy, lookup, several")
+    parser.add_argument("task", nargs="?", metavar="TASK", help="nt, ..., sinusoid, ...: see above")
 
     many = parser.add_argument_group("a grid of runs")
     many.add_argument(

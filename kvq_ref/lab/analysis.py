@@ -10,6 +10,7 @@ from typing import Any
 
 from kvq_ref.lab import statistics
 from kvq_ref.lab.results import Run, axes_of, grouped, rank, value_of, varying
+from kvq_ref.lab.scores import Score
 from kvq_ref.lab.statistics import Estimate, Signs
 
 CLEAR = 0.05
@@ -27,7 +28,9 @@ class Summary:
         Seeds.
     solved : Estimate
         Share that reached the target.
-    accuracy : Estimate
+    judged_by : Score
+        What the next is.
+    score : Estimate
         Mean over the seeds, at the end of each run.
     steps : float
         Median to the target, where runs that did not reach it took longer than any.
@@ -41,12 +44,18 @@ class Summary:
     settings: dict[str, Any]
     n: int
     solved: Estimate
-    accuracy: Estimate
+    judged_by: Score
+    score: Estimate
     steps: float
     fewest: float
     most: float
     diverged: int
     command: str
+
+    @property
+    def accuracy(self) -> Estimate:
+        """The score, where that is accuracy."""
+        return self.score
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
@@ -77,7 +86,8 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
                 settings=dict(zip(names, point, strict=True)),
                 n=len(group),
                 solved=statistics.share(sum(run.result["solved"] for run in group), len(group)),
-                accuracy=statistics.mean([run.accuracy for run in group]),
+                judged_by=group[0].judged_by,
+                score=statistics.mean([run.score for run in group]),
                 steps=statistics.median(steps),
                 fewest=min(steps),
                 most=max(steps),
@@ -100,12 +110,13 @@ class Comparison:
         What is compared.
     n : int
         Seeds that both have.
+    judged_by : Score
     difference : Estimate
-        Of the accuracies: first less second.
+        Of the scores: first less second.
     p, holm : float
         Wilcoxon's signed-rank test of the differences; adjusted for all comparisons of the two.
-    accuracy : Signs
-        Seeds for which the first is more accurate, as accurate, less.
+    score : Signs
+        Seeds for which the first has the better score, as good a one, a worse one.
     speed : Signs
         Seeds for which the first needs fewer steps, as many, more; not to reach the target is slowest.
     ratio : Estimate
@@ -118,25 +129,36 @@ class Comparison:
     first: Any
     second: Any
     n: int
+    judged_by: Score
     difference: Estimate
     p: float
     holm: float
-    accuracy: Signs
+    score: Signs
     speed: Signs
     ratio: Estimate
     both: int
 
     @property
+    def accuracy(self) -> Signs:
+        """The signs of the score, where that is accuracy."""
+        return self.score
+
+    @property
     def by_accuracy(self) -> str:
+        """Whether the first is ahead, where the score is accuracy."""
+        return self.by_score
+
+    @property
+    def by_score(self) -> str:
         """Whether the first is ahead: where the 95 % interval of the difference has no zero in it.
 
         No interval, or one of no width, that equal differences have, decides nothing but a tie.
         """
-        if self.accuracy.wins == self.accuracy.losses == 0:
+        if self.score.wins == self.score.losses == 0:
             return "equal"
-        if not self.difference.low < self.difference.high:
+        if not self.difference.low < self.difference.high or self.difference.low <= 0 <= self.difference.high:
             return "open"
-        return "ahead" if self.difference.low > 0 else "behind" if self.difference.high < 0 else "open"
+        return "ahead" if self.judged_by.sign * self.difference.low > 0 else "behind"
 
     @property
     def by_speed(self) -> str:
@@ -182,7 +204,9 @@ def compare(runs: Sequence[Run], name: str) -> list[Comparison]:
 
 
 def _compare(settings: dict[str, Any], first: Any, second: Any, one: list[Run], other: list[Run]) -> Comparison:
-    differences = [a.accuracy - b.accuracy for a, b in zip(one, other, strict=True)]
+    score = one[0].judged_by
+    pairs = [(a.score, b.score) for a, b in zip(one, other, strict=True)]
+    differences = [a - b if a != b else 0.0 for a, b in pairs]  # two infinite errors are equal
     logs = [math.log(b.steps / a.steps) for a, b in zip(one, other, strict=True) if max(a.steps, b.steps) < math.inf]
     log = statistics.mean(logs) if logs else Estimate(math.nan, math.nan, math.nan)
     p = statistics.wilcoxon(differences)
@@ -191,10 +215,11 @@ def _compare(settings: dict[str, Any], first: Any, second: Any, one: list[Run], 
         first,
         second,
         n=len(one),
+        judged_by=score,
         difference=statistics.mean(differences),
         p=p,
         holm=p,
-        accuracy=statistics.signs([r.accuracy for r in one], [r.accuracy for r in other]),
+        score=statistics.signs([score.sign * a for a, _ in pairs], [score.sign * b for _, b in pairs]),
         speed=statistics.signs([-r.steps for r in one], [-r.steps for r in other]),
         ratio=Estimate(math.exp(log.value), math.exp(log.low), math.exp(log.high)),
         both=len(logs),
@@ -206,7 +231,7 @@ def choose(
 ) -> list[Run]:
     """For each point of the grid, and each value of ``name``, only the runs with its best values of some settings.
 
-    The best has the largest share of solved runs, then the largest mean accuracy,
+    The best has the largest share of solved runs, then the best mean score,
     then the smallest median of steps. Runs that it was chosen by tell too well of
     it: with ``seeds``, those choose, and only the others are kept.
 
@@ -251,4 +276,5 @@ def choose(
 def _merit(runs: Sequence[Run]) -> tuple[float, float, float]:
     n = len(runs)
     steps = statistics.median([run.steps for run in runs])
-    return sum(run.result["solved"] for run in runs) / n, sum(run.accuracy for run in runs) / n, -steps
+    merit = sum(run.judged_by.sign * run.score for run in runs) / n
+    return sum(run.result["solved"] for run in runs) / n, merit, -steps

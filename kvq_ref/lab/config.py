@@ -1,8 +1,8 @@
 """What a training run is: one flat list of settings, as TOML, and a hash that names it.
 
-``task`` chooses which of the task's settings count; ``settings`` has those that
-do, with every default filled in, and two runs with the same settings are the
-same run.
+``task`` chooses which settings count, and where some of them start (see
+catalogue.py); ``settings`` has those that do, with every default filled in, and
+two runs with the same settings are the same run.
 """
 
 from __future__ import annotations
@@ -16,31 +16,21 @@ import json
 import math
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 
 import kvq_ref
 from kvq_ref.arguments import check_word
 from kvq_ref.dispatch import FORMS, file_name, form_name
+from kvq_ref.lab.catalogue import TASKS, unused_by
+from kvq_ref.lab.nn.in_context import InContext
 from kvq_ref.lab.nn.model import Transformer
 from kvq_ref.lab.nn.optimizers import OPTIMIZERS
-from kvq_ref.lab.tasks.lookups import Lookup
-from kvq_ref.lab.tasks.recurrences import copy, nt, products, sums
-from kvq_ref.lab.tasks.several import Several
-from kvq_ref.lab.tasks.task import Task
-
-TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Task]]] = {
-    "nt": (("N", "tau", "T"), nt),
-    "sums": (("N", "tau", "terms", "T"), sums),
-    "products": (("N", "tau", "T"), products),
-    "copy": (("N", "tau", "T"), copy),
-    "lookup": (("N", "terms"), lambda N, terms: Lookup(N, depth=terms)),
-    "several": (("tasks", "T"), lambda tasks, T: Several(_pairs(tasks), T)),
-}
-"""Each task's settings, and what makes it from them."""
+from kvq_ref.lab.tasks.episodes import EpisodeTask
+from kvq_ref.lab.tasks.task import SequenceTask
 
 LOSSES = ("determined", "all")
 SCHEDULES = ("constant", "cosine")
@@ -48,32 +38,61 @@ BACKENDS = ("numpy", "cupy")
 DTYPES = ("float32", "float64")
 
 
+Class = TypeVar("Class", bound=type)
+
+
+def _starting_where_its_task_does(config: Class) -> Class:
+    """What is not given is what the task starts from, where it has a start of its own."""
+    init = config.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def filled(self: Any, task: Any = "nt", **given: Any) -> None:
+        init(self, task, **(dict(TASKS[task].starts) if task in TASKS else {}) | given)
+
+    setattr(config, "__init__", filled)  # noqa: B010 (what a type checker knows of it stays)
+    return config
+
+
+@_starting_where_its_task_does
 @dataclass(frozen=True)
 class Config:
     """The settings of a run.
 
+    Defaults are those of the tasks of sequences; the tasks in context have some of their own.
+
     Attributes
     ----------
     task : str
-        One of ``TASKS``: nt, sums, products, copy, lookup, several.
+        One of ``TASKS``: of sequences, nt, sums, products, copy, lookup, several; in context,
+        sinusoid, linear_regression, digits, recall, registration, outliers.
     N, tau : int
         Tokens are numbers mod N; the furthest that the task looks back (nt, sums, products, copy).
+        N is also the number of classes (digits) and of symbols (recall).
     terms : int
         Terms of a sum; lookups for a token.
     tasks : str
         Pairs N:tau for several, such as "2:5 3:4".
     T : int, optional
         Tokens that the model sees; by default the task's choice.
+    K, K_least : int
+        Pairs in a context, of each class (digits) or in all; training draws their number from K_least to K.
+    d : int
+        Dimensions of x (linear_regression, recall, registration, outliers).
+    noise, outlier_share : float
+        What is added to y in the context; the share of pairs that tell nothing (registration).
     form : str
         The attention.
     scale, alpha : float, optional
-        Of the attention; by default the form's own, and 1 for alpha.
+        Of the attention; by default the form's own, and 1 for alpha. Models that read a context start from them.
+    encoder, values, learn, depth : str, str, str, int
+        Of models that read a context: as :class:`~kvq_ref.lab.nn.in_context.InContext` has them.
     positions : {"none", "learned", "sinusoidal", "rotary", "alibi"}
     layers, width, heads : int
     mlp : int
         Hidden units of a perceptron, in units of the width.
     activation : {"gelu", "relu"}
     norm : {"pre", "post", "none"}
+        Models that read a context have no post; they have "unit", queries and keys of length 1.
     gain : float
         Initial queries and keys are so many times as large as the layer's default.
     optimizer : {"adamw", "sgd"}
@@ -86,15 +105,16 @@ class Config:
     schedule : {"constant", "cosine"}
         What becomes of the rate afterwards.
     batch, steps : int
-        Sequences in a step; the most steps.
+        Sequences or episodes in a step; the most steps.
     loss : {"determined", "all"}
         Whether tokens that cannot be known count.
     target : float
-        Stop once so many of the held-out tokens are right; above 1, never.
+        Stop once the score on what is held out is as good: accuracy that is at least the target
+        (above 1, never), or an error that is at most it (0: never).
     evaluate_every : int
         Steps.
     evaluate_on : int
-        Sequences, held out.
+        Sequences or episodes, held out.
     seed : int
     dtype : {"float32", "float64"}
     threads : int
@@ -110,8 +130,10 @@ class Config:
     Examples
     --------
     >>> config = Config(form="expressive", N=2, tau=5)
-    >>> config.task_of().length, config.model().heads
-    (21, 2)
+    >>> config.task_of().score.name, config.model().heads
+    ('accuracy', 2)
+    >>> Config(task="sinusoid").steps, Config(task="sinusoid", steps=10).steps
+    (4000, 10)
     """
 
     task: str = "nt"
@@ -120,9 +142,18 @@ class Config:
     terms: int = 2
     tasks: str = "2:5 3:4"
     T: int | None = None
+    K: int = 10
+    K_least: int | None = None
+    d: int = 8
+    noise: float = 0.0
+    outlier_share: float = 0.0
     form: str = "softmax"
     scale: float | None = None
     alpha: float | None = None
+    encoder: str = "shared"
+    values: str = "plain"
+    learn: str = "one"
+    depth: int = 2
     positions: str = "rotary"
     layers: int = 2
     width: int = 32
@@ -168,10 +199,9 @@ class Config:
         """All that matters to this run, with every default filled in; what its task and form do not use is left out."""
         task = self.task_of()
         found = dataclasses.asdict(self)
-        unused = {name for names, _ in TASKS.values() for name in names} - set(TASKS[self.task][0])
-        unused |= {"momentum"} if self.optimizer != "sgd" else set()
+        unused = unused_by(self.task) | ({"momentum"} if self.optimizer != "sgd" else set())
         found |= self.options()
-        if "T" not in unused:
+        if isinstance(task, SequenceTask):
             found["T"] = task.length
         return {name: value for name, value in found.items() if value is not None and name not in unused}
 
@@ -186,31 +216,24 @@ class Config:
         given = {"scale": self.scale, "alpha": 1.0 if self.alpha is None else self.alpha}
         return {name: value for name, value in given.items() if name in takes and value is not None}
 
-    def task_of(self) -> Task:
+    def task_of(self) -> SequenceTask | EpisodeTask:
         """The task."""
-        names, make = TASKS[self.task]
-        return make(**{name: getattr(self, name) for name in names})
+        entry = TASKS[self.task]
+        return entry.make(**{name: getattr(self, name) for name in entry.settings})
 
-    def model(self) -> Transformer:
+    def model(self) -> Transformer | InContext:
         """The model, as yet without numbers."""
         for name in ("scale", "alpha"):
             if getattr(self, name) is not None and name not in self.options():
                 raise ValueError(f"{name}: {self.form} attention takes none")
         task = self.task_of()
-        return Transformer(
-            vocabulary=task.vocabulary,
-            outputs=task.outputs,
-            form=getattr(kvq_ref, form_name(self.form)),
-            options=self.options(),
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            mlp=self.mlp,
-            activation=self.activation,
-            norm=self.norm,
-            positions=self.positions,
-            context=task.length,
-        )
+        how: dict[str, Any] = {"form": getattr(kvq_ref, form_name(self.form)), "options": self.options()}
+        how |= {name: getattr(self, name) for name in ("width", "layers", "heads", "mlp", "activation", "norm")}
+        if isinstance(task, SequenceTask):
+            return Transformer(task.vocabulary, task.outputs, positions=self.positions, context=task.length, **how)
+        how |= {name: getattr(self, name) for name in ("encoder", "values", "learn", "depth")}
+        is_logits = task.loss == "cross_entropy"
+        return InContext(task.inputs, task.values_in, task.outputs, is_logits=is_logits, **how)
 
     def to_toml(self) -> str:
         """The settings as TOML.
@@ -262,9 +285,10 @@ class Config:
         'kvq-ref run nt --form expressive --seed 3'
         """
         words = ["kvq-ref", "run", self.task]
+        starts = {field.name: field.default for field in dataclasses.fields(self)} | dict(TASKS[self.task].starts)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "task" and value != field.default and (field.name in self.settings):
+            if field.name != "task" and value != starts[field.name] and field.name in self.settings:
                 words += [f"--{field.name.replace('_', '-')}", str(value)]
         return shlex.join(words)
 
@@ -327,18 +351,3 @@ def _checked_type(name: str, value: Any, kind: type) -> Any:
 def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _pairs(text: str) -> tuple[tuple[int, int], ...]:
-    """Pairs N:tau, apart by spaces.
-
-    >>> _pairs("2:5 3:4")
-    ((2, 5), (3, 4))
-    """
-    pairs = []
-    for word in text.split():
-        N, colon, tau = word.partition(":")
-        if not (colon and N.isdecimal() and tau.isdecimal()):
-            raise ValueError(f"tasks: expected pairs N:tau such as '2:5 3:4', got {word!r}")
-        pairs.append((int(N), int(tau)))
-    return tuple(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvq_ref.dispatch import FORMS, file_name, form_name
+from kvq_ref.lab.catalogue import TASKS
 from kvq_ref.lab.config import FIELDS, Config
+from kvq_ref.lab.scores import Score
 
 Point = tuple[Any, ...]  # values of some settings
 Row = dict[str, Any]
@@ -30,9 +33,20 @@ class Run:
         """To the target; inf if it was not reached."""
         return self.result["steps"] if self.result["solved"] else math.inf
 
+    @functools.cached_property
+    def judged_by(self) -> Score:
+        """What its task is judged by."""
+        return TASKS[self.config.task].score
+
+    @property
+    def score(self) -> float:
+        """At the end, on what is held out; an error that is no number is infinite."""
+        value = self.result[self.judged_by.name]
+        return math.inf if value is None else float(value)
+
     @property
     def accuracy(self) -> float:
-        """At the end, on held-out sequences."""
+        """The score of a run that is judged by accuracy."""
         return float(self.result["accuracy"])
 
     def evaluations(self) -> list[Row]:
@@ -110,8 +124,9 @@ def _read(cell: Path) -> Run:
     result = json.loads((cell / "result.json").read_text(encoding="utf-8"))
     if not (isinstance(result["solved"], bool) and isinstance(result["steps"], int)):
         raise ValueError("result.json does not say how it ended")
-    float(result["accuracy"])
-    return Run(_without_defaults(config), result, cell)
+    run = Run(_without_defaults(config), result, cell)
+    run.score  # noqa: B018 (it must be there)
+    return run
 
 
 def _without_defaults(config: Config) -> Config:
@@ -121,6 +136,15 @@ def _without_defaults(config: Config) -> Config:
         if shorter.name == config.name:
             return shorter
     return config
+
+
+def have_target(runs: Iterable[Run]) -> bool:
+    """Whether any of them aims at a target.
+
+    >>> have_target([Run(Config(), {})]), have_target([Run(Config(task="sinusoid"), {})])
+    (True, False)
+    """
+    return any(run.judged_by.has_target(run.config.target) for run in runs)
 
 
 def where(runs: Iterable[Run], name: str, values: Sequence[Any]) -> list[Run]:

@@ -47,7 +47,7 @@ def share(successes: int, n: int) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """A mean, with Student's interval. One value has none; equal ones have an interval of no width.
+    """A mean, with Student's interval. One value has none, nor has an infinite mean; equal ones have one of no width.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def mean(values: Sequence[float]) -> Estimate:
     """
     x = np.asarray(values, np.float64)
     centre = float(x.mean())
-    if len(x) < 2:
+    if len(x) < 2 or not math.isfinite(centre):
         return Estimate(centre, math.nan, math.nan)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
     return Estimate(centre, centre - reach, centre + reach)

@@ -21,19 +21,29 @@ from kvq_ref.lab import statistics
 from kvq_ref.lab.config import FIELDS
 from kvq_ref.lab.looks import LOOKS, Theme
 from kvq_ref.lab.picture import Picture, draw_both
-from kvq_ref.lab.results import Run, axes_of, grouped, rank
+from kvq_ref.lab.results import Run, axes_of, grouped, have_target, rank
 from kvq_ref.lab.statistics import Estimate
 from kvq_ref.lab.sweep_tables import as_word, as_words
+from kvq_ref.lab.yardsticks import lines_of_yardsticks
 
 MOST_PANELS = 12
 COLUMNS = 3
+FAR = 1000  # a yardstick of so much less error than any run would press all runs into a corner
+DASHES = (":", "-.", (0, (1, 4)), (0, (6, 3)))  # of yardsticks
 MOST_AXES = 3
-MEASURES = {
-    "accuracy": "accuracy on held-out sequences",
-    "solved": "share of runs that reach the target",
-    "steps": "steps to the target",
-}
+SOLVED = {"solved": "share of runs that reach the target", "steps": "steps to the target"}
 Lines = list[tuple[Any, list[Run]]]  # of what is compared, its value and its runs
+
+
+def measures(runs: Sequence[Run]) -> dict[str, str]:
+    """What is drawn, and what it is called: the score, and what the target is about, where it can be reached at all.
+
+    >>> from kvq_ref.lab.config import Config
+    >>> list(measures([Run(Config(), {})])), list(measures([Run(Config(task="sinusoid"), {})]))
+    (['accuracy', 'solved', 'steps'], ['error'])
+    """
+    score = runs[0].judged_by
+    return {score.name: score.words} | (SOLVED if have_target(runs) else {})
 
 
 def numeric_axes(runs: Sequence[Run], compare: str | None) -> list[str]:
@@ -44,12 +54,13 @@ def numeric_axes(runs: Sequence[Run], compare: str | None) -> list[str]:
 
 
 def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> Picture:
-    """One of ``MEASURES`` against the setting ``by``: estimates with 95 % intervals, and every run as a faint dot."""
+    """One of :func:`measures` against the setting ``by``: estimates with 95 % intervals, a faint dot for each run."""
     values = sorted({run.config.settings[by] for run in runs if by in run.config.settings})
     is_log = FIELDS[by] is float and min(values) > 0 and max(values) > 4 * min(values)
     most = max(run.config.steps for run in runs)
+    score = runs[0].judged_by
     # of all panels: they have one axis, and whichever is drawn first would set it
-    lowest = min(run.accuracy for run in runs) if measure == "accuracy" else 0.0
+    lowest = min(run.score for run in runs) if measure == score.name else 0.0
 
     def draw(ax: Axes, lines: Lines, theme: Theme) -> None:
         for i, (value, of_line) in enumerate(lines):
@@ -66,6 +77,11 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
                 _style(value, i, compare, theme),
                 _label(value, compare),
             )
+        if measure == score.name:
+            of_panel = [run for _, of_line in lines for run in of_line]
+            for i, (name, (xs, ys)) in enumerate(lines_of_yardsticks(of_panel, by).items()):
+                if score.sign > 0 or min(ys) > lowest / FAR:
+                    ax.plot(xs, ys, color=theme.yardstick, linestyle=DASHES[i % len(DASHES)], linewidth=1, label=name)
         if is_log:
             ax.set_xscale("log")
         if is_log or len(values) <= 12:
@@ -79,15 +95,18 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
             ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.axhline(most, color=theme.yardstick, linewidth=0.8, linestyle=":")
+        elif measure == score.name and score.sign < 0:
+            ax.set_yscale("log")
         else:
             ax.set_ylim(lowest - 0.04 * (1 - lowest or 1), 1 + 0.04 * (1 - lowest or 1))
         ax.grid(color=theme.faint, linewidth=0.4)
 
-    return _panels(runs, [by], compare, MEASURES[measure], draw)
+    return _panels(runs, [by], compare, measures(runs)[measure], draw)
 
 
 def learning_curves(runs: Sequence[Run], compare: str | None) -> Picture:
-    """Accuracy against the step, a thin line for each run; a dot where the target was reached."""
+    """The score against the step, a thin line for each run; a dot where the target was reached."""
+    score = runs[0].judged_by
 
     def draw(ax: Axes, lines: Lines, theme: Theme) -> None:
         for i, (value, of_line) in enumerate(lines):
@@ -96,17 +115,21 @@ def learning_curves(runs: Sequence[Run], compare: str | None) -> Picture:
                 rows = run.evaluations()
                 if not rows:
                     continue
-                steps, accuracy = [row["step"] for row in rows], [row["accuracy"] for row in rows]
+                steps = [row["step"] for row in rows]
+                values = [math.nan if row[score.name] is None else row[score.name] for row in rows]
                 label = _label(value, compare) if j == 0 else "_"  # a name like that is left out of the legend
-                ax.plot(steps, accuracy, style["linestyle"], color=style["color"], lw=1, alpha=0.6, label=label)
+                ax.plot(steps, values, style["linestyle"], color=style["color"], lw=1, alpha=0.6, label=label)
                 if run.result["solved"]:
-                    ax.plot(steps[-1], accuracy[-1], ".", color=style["color"], markersize=6)
+                    ax.plot(steps[-1], values[-1], ".", color=style["color"], markersize=6)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.set_ylim(-0.04, 1.04)
+        if score.sign > 0:
+            ax.set_ylim(-0.04, 1.04)
+        else:
+            ax.set_yscale("log")
         ax.set_xlabel("step")
         ax.grid(color=theme.faint, linewidth=0.4)
 
-    return _panels(runs, [], compare, MEASURES["accuracy"], draw)
+    return _panels(runs, [], compare, score.words, draw)
 
 
 def panels_of(runs: Sequence[Run], by: Sequence[str], compare: str | None) -> dict[str, list[Run]]:
@@ -146,8 +169,9 @@ def _panels(
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(axes[-1, 0].get_xlabel())
         figure.supylabel(textwrap.fill(y_label, 22 if rows == 1 else 60), fontsize=10.5)
-        if compare:
-            figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=4)
+        if compare or len(legend) > 1:
+            columns_of_legend = 4 if max(map(len, legend)) <= 20 else 2  # yardsticks have longer names than forms
+            figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns_of_legend)
 
     return draw_both(size, draw_all)
 
@@ -168,11 +192,9 @@ def _line(ax: Axes, xs: list[float], groups: list[list[Run]], measure: str, styl
         for x, group in zip(xs, groups, strict=True):
             reached = [run.steps for run in group if run.steps < math.inf]
             ax.scatter([x] * len(reached), reached, s=14, color=style["color"], alpha=0.45, linewidths=0)
-    if measure == "accuracy":
+    if measure not in SOLVED:
         for x, group in zip(xs, groups, strict=True):
-            ax.scatter(
-                [x] * len(group), [r.accuracy for r in group], s=14, color=style["color"], alpha=0.45, linewidths=0
-            )
+            ax.scatter([x] * len(group), [r.score for r in group], s=14, color=style["color"], alpha=0.45, linewidths=0)
     y = np.array([e.value if e.value < math.inf else math.nan for e in estimates])
     reach = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
     bars = {"yerr": np.nan_to_num(reach, nan=0.0, posinf=0.0)} if measure != "steps" else {}
@@ -184,7 +206,7 @@ def _estimate(group: Sequence[Run], measure: str) -> Estimate:
         return statistics.share(sum(run.result["solved"] for run in group), len(group))
     if measure == "steps":
         return Estimate(statistics.median([run.steps for run in group]), math.nan, math.nan)
-    return statistics.mean([run.accuracy for run in group])
+    return statistics.mean([run.score for run in group])
 
 
 def _style(value: Any, i: int, compare: str | None, theme: Theme) -> dict[str, Any]:

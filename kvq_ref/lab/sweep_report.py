@@ -14,24 +14,36 @@ from kvq_ref.lab import sweep_figures as figures
 from kvq_ref.lab import sweep_tables as tables
 from kvq_ref.lab.analysis import Comparison, Summary, compare, summarise
 from kvq_ref.lab.picture import Picture
-from kvq_ref.lab.results import Run, Runs, varying
+from kvq_ref.lab.results import Run, Runs, have_target, varying
+from kvq_ref.lab.scores import Score
 from kvq_ref.lab.table import Table
+from kvq_ref.lab.yardsticks import Standing, has_yardsticks, is_installed, standings
 
 FEW = 12
-READING = (
-    "solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. accuracy: of the tokens "
-    "that are determined, on held-out sequences, at the end of the run; the mean over seeds with Student's 95 % "
-    "interval. median steps: to the target; a run that did not reach it is taken to need more steps than any that "
-    "did, so the median is 'not reached' where half of the runs or more did not reach it."
+SCORED = {
+    "accuracy": "accuracy: of the tokens that are determined, on held-out sequences, or of the queries of held-out "
+    "episodes",
+    "error": "error: the mean square of what the answers to held-out queries are off by",
+}
+READING = "{scored}, at the end of the run; the mean over seeds with Student's 95 % interval."
+ABOUT_TARGETS = (
+    " solved: the share of seeds whose run reached its target, with Wilson's 95 % interval. median steps: to the "
+    "target; a run that did not reach it is taken to need more steps than any that did, so the median is 'not reached' "
+    "where half of the runs or more did not reach it."
+)
+YARDSTICKS = (
+    "On the same held-out episodes, seed by seed; means with Student's 95 % interval. What a yardstick leaves open was "
+    "chosen on other episodes. Further columns, where there are some, are kinds of held-out episodes; of those that "
+    "training does not draw from, none is part of the score."
 )
 COMPARING = (
     "Every row is a point of the grid at which all settings that both have to share are the same, and compares the "
-    "runs of equal seeds in pairs. Accuracy: the mean difference, first less second, with Student's 95 % interval; p: "
+    "runs of equal seeds in pairs. {Name}: the mean difference, first less second, with Student's 95 % interval; p: "
     "Wilcoxon's signed-rank test, and Holm's adjustment for all rows of the table; +/=/-: seeds for which the first is "
-    "more accurate, as accurate, less accurate. Steps: +/=/-: seeds for which the first needs fewer steps to the "
+    "{better}, {equal}, {worse}. Steps: +/=/-: seeds for which the first needs fewer steps to the "
     "target, as many, more (not to reach it is slowest; neither reaches it: as many), and p of the sign test; ratio: "
     "geometric mean of the second's steps over the first's, over the seeds for which both reach the target. "
-    "By accuracy the first is ahead (or behind) where the 95 % interval of the difference has no zero in it; by steps, "
+    "By {name} the first is ahead (or behind) where the 95 % interval of the difference has no zero in it; by steps, "
     "where the sign test has p < 0.05; equal where all pairs are; else it is open. Neither word is adjusted for the "
     "number of rows: by chance alone, one row in twenty may be called ahead or behind."
 )
@@ -62,6 +74,27 @@ class Findings:
     notes: Sequence[str] = ()
     summaries: list[Summary] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
+
+    @property
+    def judged_by(self) -> Score:
+        """The one score of all the runs."""
+        return self.runs[0].judged_by
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is something to say of reaching it."""
+        return have_target(self.runs)
+
+    @property
+    def reading(self) -> str:
+        """How to read the table of points."""
+        return READING.format(scored=SCORED[self.judged_by.name]) + ABOUT_TARGETS * self.has_target
+
+    @property
+    def comparing(self) -> str:
+        """How to read the tables of pairs."""
+        return COMPARING.format(Name=self.judged_by.name.capitalize(), **vars(self.judged_by))
 
     @property
     def common(self) -> dict[str, Any]:
@@ -87,9 +120,19 @@ def analyse(
     Returns
     -------
     Findings
+
+    Raises
+    ------
+    ValueError
+        If some runs are judged by accuracy, and some by their error.
     """
+    if len({run.judged_by.name for run in runs}) > 1:
+        tasks = sorted({f"{run.config.task} by {run.judged_by.name}" for run in runs})
+        raise ValueError(f"these runs are not judged alike ({', '.join(tasks)}); pick some with --where task=...")
     comparisons = compare(runs, compared) if compared else []
-    return Findings(runs, found, compared, by, notes, summarise(runs), comparisons)
+    if any(has_yardsticks(run.config) for run in runs) and not is_installed():
+        notes = [*notes, 'Yardsticks are left out: they need scikit-learn, pip install "kvq_ref[tour]".']
+    return Findings(runs, found, compared, by, notes, summarise(runs), comparisons, standings(runs))
 
 
 def write_report(findings: Findings, out: Path) -> Path:
@@ -122,17 +165,23 @@ def draw(findings: Findings) -> dict[str, tuple[Picture, str]]:
     for by in findings.by:
         count = len(figures.panels_of(runs, [by], compared))
         cut = f" The first {figures.MOST_PANELS} of {count} panels." if count > figures.MOST_PANELS else ""
-        for measure, words in figures.MEASURES.items():
+        for measure, words in figures.measures(runs).items():
             picture = figures.against(runs, by, compared, measure)
-            found[f"{measure}-{by}"] = (picture, f"{words[0].upper()}{words[1:]}, against {by}. {DOTS[measure]}{cut}")
+            found[f"{measure}-{by}"] = (
+                picture,
+                f"{words[0].upper()}{words[1:]}, against {by}. {DOTS.get(measure, MEANS)}{cut}",
+            )
     if len(figures.panels_of(runs, [], compared)) <= figures.MOST_PANELS:
         caption = "Learning: a line for each run; it ends with a dot where the target is reached."
         found["learning"] = (figures.learning_curves(runs, compared), caption)
     return found
 
 
+MEANS = (
+    "Means with 95 % intervals; a dot for each run; yardsticks, where there are some, in grey. Points at one place are "
+    "drawn beside each other."
+)
 DOTS = {
-    "accuracy": "Means with 95 % intervals; a dot for each run. Points at one place are drawn beside each other.",
     "solved": "With Wilson's 95 % intervals.",
     "steps": "Medians, where they are reached; a dot for each run that reached it; dotted, the most steps of a run.",
 }
@@ -144,14 +193,22 @@ DOTS = {
 def as_dict(findings: Findings) -> dict[str, Any]:
     """Every number. What is infinite or not a number is null: steps that were not reached, an interval of one value."""
     found = findings.found
-    words = {"by_accuracy", "by_speed"}
+    by = f"by_{findings.judged_by.name}"
+
+    def plain(x: Summary | Comparison | Standing) -> dict[str, Any]:
+        """With the score under its name."""
+        fields = asdict(x)
+        fields.pop("judged_by")
+        return {findings.judged_by.name if name == "score" else name: value for name, value in fields.items()}
+
     return {
         "kvq_ref": kvq_ref.__version__,
         "compare": findings.compare,
         "notes": list(findings.notes),
         "settings in common": findings.common,
-        "points": [asdict(x) for x in findings.summaries],
-        "comparisons": [asdict(x) | {word: getattr(x, word) for word in sorted(words)} for x in findings.comparisons],
+        "standings": [plain(x) for x in findings.standings],
+        "points": [plain(x) for x in findings.summaries],
+        "comparisons": [plain(x) | {by: x.by_score, "by_speed": x.by_speed} for x in findings.comparisons],
         "runs": [{"settings": run.config.settings, "result": run.result} for run in findings.runs],
         "unfinished": [path.name for path in found.unfinished],
         "failed": {path.name: why for path, why in found.failed.items()},
@@ -163,10 +220,14 @@ def as_markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
     """The tables as text."""
     parts = ["# Runs", verdict(findings), *findings.notes, *missing(findings.found)]
     parts += [f"In common: {tables.as_words(findings.common)}."]
-    parts += ["## Points", READING, tables.summary_table(findings.summaries).as_markdown()]
+    if findings.standings:
+        table = tables.standing_table(findings.standings)
+        parts += ["## Forms and yardsticks", YARDSTICKS, table.as_markdown()]
+    points = tables.summary_table(findings.summaries, findings.has_target)
+    parts += ["## Points", findings.reading, points.as_markdown()]
     for title, table in _comparisons(findings):
         parts += [f"## {title}", table.as_markdown()]
-    parts += [COMPARING] if findings.comparisons else []
+    parts += [findings.comparing] if findings.comparisons else []
     parts += [f"![{name}]({name}.png)" for name in pictures]
     parts += ["## Commands", "One run of each point:", "\n".join(f"    {x.command}" for x in findings.summaries)]
     return "\n\n".join(parts) + "\n"
@@ -178,17 +239,20 @@ def as_html(findings: Findings, pictures: dict[str, tuple[Picture, str]]) -> str
     introduction = "".join(html.paragraph(text) for text in (*findings.notes, *missing(found)))
     introduction += html.paragraph(f"In common: {tables.as_words(findings.common)}.", "soft")
     sections = []
+    if findings.standings:
+        beside = html.table(tables.standing_table(findings.standings))
+        sections.append(html.section("Forms and yardsticks", beside, html.paragraph(YARDSTICKS, "soft")))
     for title, table in _comparisons(findings):
         sections.append(html.section(title, html.table(table)))
     if findings.comparisons:
-        sections.append(html.details("How to read these tables", html.paragraph(COMPARING, "soft")))
+        sections.append(html.details("How to read these tables", html.paragraph(findings.comparing, "soft")))
     for by in (*findings.by, "learning"):
         of_section = [name for name in pictures if name.endswith(f"-{by}") or name == by]
         shown = [html.figure(pictures[name][0], name, pictures[name][1]) for name in of_section]
         if shown:
             sections.append(html.section("Learning" if by == "learning" else f"Against {by}", *shown))
-    points = html.table(tables.summary_table(findings.summaries))
-    sections.append(html.section("Every point", html.paragraph(READING, "soft"), points))
+    points = html.table(tables.summary_table(findings.summaries, findings.has_target))
+    sections.append(html.section("Every point", html.paragraph(findings.reading, "soft"), points))
     commands = Table(("settings", "one run"), [(tables.as_words(x.settings), x.command) for x in findings.summaries], 2)
     sections.append(html.section("Commands", html.details("One run of each point", html.table(commands))))
     return html.page("Runs", verdict(findings), not (found.failed or found.broken), introduction, sections)
@@ -198,10 +262,11 @@ def _comparisons(findings: Findings) -> list[tuple[str, Table]]:
     """Titles and tables: what it comes to, then each pair."""
     if not findings.comparisons:
         return []
-    found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons))]
+    found = [(f"Compared by {findings.compare}", tables.verdict_table(findings.comparisons, findings.has_target))]
     for (first, second), group in tables.pairs(findings.comparisons).items():
         title = f"{tables.as_word(first)} against {tables.as_word(second)}"
-        found += [(f"{title}: accuracy", tables.accuracy_table(group)), (f"{title}: steps", tables.speed_table(group))]
+        found += [(f"{title}: {findings.judged_by.name}", tables.score_table(group))]
+        found += [(f"{title}: steps", tables.speed_table(group))] if findings.has_target else []
     return found
 
 
@@ -211,9 +276,10 @@ def verdict(findings: Findings) -> str:
     solved = sum(run.result["solved"] for run in runs)
     seeds = len({run.config.seed for run in runs})
     failed = len(findings.found.failed) + len(findings.found.broken)
+    about_target = f": {solved} reached the target" if findings.has_target else ""
     return (
         f"{_count(len(runs), 'run')} at {_count(len(findings.summaries), 'point')} of the grid, "
-        f"{_count(seeds, 'seed')}: {solved} reached the target" + (f"; {failed} failed" if failed else "") + "."
+        f"{_count(seeds, 'seed')}{about_target}" + (f"; {failed} failed" if failed else "") + "."
     )
 
 

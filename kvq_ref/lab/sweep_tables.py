@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvq_ref.lab.analysis import Comparison, Summary
-from kvq_ref.lab.results import Run, axes_of, grouped
+from kvq_ref.lab.results import Run, axes_of, grouped, have_target
+from kvq_ref.lab.scores import Score
 from kvq_ref.lab.statistics import Estimate, mean, median
 from kvq_ref.lab.table import Table
+from kvq_ref.lab.yardsticks import Standing
 
 
 def short_table(runs: Sequence[Run]) -> Table:
@@ -27,41 +29,64 @@ def short_table(runs: Sequence[Run]) -> Table:
     2       1       1           100         1.0000
     3       1       0   not reached         0.5000
     """
-    names = axes_of([run.config for run in runs])
+    names, score, has_target = axes_of([run.config for run in runs]), runs[0].judged_by, have_target(runs)
     rows = []
     for point, group in grouped([(run.config, run) for run in runs], names).items():
-        counts = (str(len(group)), str(sum(run.result["solved"] for run in group)))
-        accuracy = mean([run.accuracy for run in group]).value
-        rows.append((*map(as_word, point), *counts, _steps(median([run.steps for run in group])), f"{accuracy:.4f}"))
-    return Table((*names, "runs", "solved", "median steps", "mean accuracy"), rows, text_columns=len(names))
+        reached = (str(sum(run.result["solved"] for run in group)), _steps(median([run.steps for run in group])))
+        merit = score.as_word(mean([run.score for run in group]).value)
+        rows.append((*map(as_word, point), str(len(group)), *(reached if has_target else ()), merit))
+    about_target = ("solved", "median steps") if has_target else ()
+    return Table((*names, "runs", *about_target, f"mean {score.name}"), rows, text_columns=len(names))
 
 
-def summary_table(summaries: Sequence[Summary]) -> Table:
-    """Every point of the grid, with intervals."""
-    names = shown(summaries[0].settings)
-    head = (*names, "seeds", "solved", "95 %", "accuracy", "95 %", "median steps", "fewest to most", "diverged")
+def summary_table(summaries: Sequence[Summary], has_target: bool = True) -> Table:
+    """Every point of the grid, with intervals; without a target, nothing about reaching it."""
+    names, score = shown(summaries[0].settings), summaries[0].judged_by
+    head = ("seeds", "solved", "95 %", score.name, "95 %", "median steps", "fewest to most", "diverged")
+    kept = [i for i in range(len(head)) if has_target or i not in (1, 2, 5, 6)]
     rows = []
     for x in summaries:
         span = f"{_steps(x.fewest)} to {_steps(x.most)}" if x.fewest < math.inf else "-"
-        estimates = (
+        numbers = (
+            str(x.n),
             f"{x.solved.value:.2f}",
             _interval(x.solved, 2),
-            f"{x.accuracy.value:.3f}",
-            _interval(x.accuracy, 3),
+            _number(x.score.value, score),
+            _score_interval(x.score, score),
+            _steps(x.steps),
+            span,
+            str(x.diverged or "-"),
         )
-        words = tuple(as_word(x.settings[name]) for name in names)
-        rows.append((*words, str(x.n), *estimates, _steps(x.steps), span, str(x.diverged or "-")))
-    return Table(head, rows, text_columns=len(names))
+        rows.append((*(as_word(x.settings[name]) for name in names), *(numbers[i] for i in kept)))
+    return Table((*names, *(head[i] for i in kept)), rows, text_columns=len(names))
 
 
-def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every point of the grid for one pair, compared by accuracy."""
-    names = shown(comparisons[0].settings)
+def standing_table(standings: Sequence[Standing]) -> Table:
+    """Models and yardsticks on each task, the best first; each kind of the task has a column if all have the same."""
+    settings, score = shown(standings[0].settings), standings[0].judged_by
+    kinds = list(standings[0].kinds)
+    if any(list(x.kinds) != kinds for x in standings):
+        kinds = []
+    rows = []
+    for x in standings:
+        words = tuple(as_word(x.settings[name]) for name in settings)
+        form, *others = x.who.items()
+        who = ", ".join([as_word(form[1]), *(f"{name} {as_word(value)}" for name, value in others)])
+        numbers = (str(x.n), _number(x.score.value, score), _score_interval(x.score, score))
+        each = (_number(x.kinds[kind].value, score) for kind in kinds)
+        rows.append((*words, who, "yardstick" if x.is_yardstick else "trained", *numbers, *each))
+    head = (*settings, "form or yardstick", "", "seeds", score.name, "95 %", *kinds)
+    return Table(head, rows, text_columns=len(settings) + 2)
+
+
+def score_table(comparisons: Sequence[Comparison]) -> Table:
+    """Every point of the grid for one pair, compared by what their task is judged by."""
+    names, score = shown(comparisons[0].settings), comparisons[0].judged_by
     rows = []
     for x in comparisons:
         words = tuple(as_word(x.settings[name]) for name in names)
-        numbers = (f"{x.difference.value:+.3f}", _interval(x.difference, 3, "+"), _p(x.p), _p(x.holm))
-        rows.append((*words, str(x.n), *numbers, str(x.accuracy), x.by_accuracy))
+        difference = (_number(x.difference.value, score, "+"), _score_interval(x.difference, score, "+"))
+        rows.append((*words, str(x.n), *difference, _p(x.p), _p(x.holm), str(x.score), x.by_score))
     return Table((*names, "seeds", "difference", "95 %", "p", "Holm", "+/=/-", ""), rows, text_columns=len(names))
 
 
@@ -76,12 +101,13 @@ def speed_table(comparisons: Sequence[Comparison]) -> Table:
     return Table((*names, "seeds", "+/=/-", "p", "both reach", "ratio", "95 %", ""), rows, text_columns=len(names))
 
 
-def verdict_table(comparisons: Sequence[Comparison]) -> Table:
+def verdict_table(comparisons: Sequence[Comparison], has_target: bool = True) -> Table:
     """For every pair, at how many points the first is ahead."""
     rows = []
     for (first, second), group in pairs(comparisons).items():
-        accuracy, speed = Counter(x.by_accuracy for x in group), Counter(x.by_speed for x in group)
-        for what, counts in (("accuracy", accuracy), ("steps", speed)):
+        counted = {group[0].judged_by.name: Counter(x.by_score for x in group)}
+        counted |= {"steps": Counter(x.by_speed for x in group)} if has_target else {}
+        for what, counts in counted.items():
             numbers = [str(counts[word]) for word in ("ahead", "open", "equal", "behind")]
             rows.append((as_word(first), as_word(second), what, str(len(group)), *numbers))
     return Table(("first", "second", "by", "points", "ahead", "open", "equal", "behind"), rows, text_columns=3)
@@ -128,8 +154,17 @@ def _steps(x: float) -> str:
     return f"{x:,.0f}" if x < math.inf else "not reached"
 
 
-def _interval(x: Estimate, digits: int, sign: str = "") -> str:
-    return "-" if math.isnan(x.low) else f"[{x.low:{sign}.{digits}f}, {x.high:{sign}.{digits}f}]"
+def _number(x: float, score: Score, sign: str = "") -> str:
+    """Accuracy to three digits after the point; an error to three that count, for it may have any size."""
+    return f"{x:{sign}.3f}" if score.sign > 0 else f"{x:{sign}.3g}"
+
+
+def _score_interval(x: Estimate, score: Score, sign: str = "") -> str:
+    return "-" if math.isnan(x.low) else f"[{_number(x.low, score, sign)}, {_number(x.high, score, sign)}]"
+
+
+def _interval(x: Estimate, digits: int) -> str:
+    return "-" if math.isnan(x.low) else f"[{x.low:.{digits}f}, {x.high:.{digits}f}]"
 
 
 def _p(p: float) -> str:

@@ -18,7 +18,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,21 @@ import kvq_ref as kvq
 from kvq_ref.arrays import creation_namespace
 from kvq_ref.files import to_json, write_atomically
 from kvq_ref.lab.config import Config
-from kvq_ref.lab.nn.losses import cross_entropy
+from kvq_ref.lab.nn.in_context import InContext
+from kvq_ref.lab.nn.losses import cross_entropy, squared_error
 from kvq_ref.lab.nn.model import Transformer
 from kvq_ref.lab.nn.optimizers import SGD, AdamW
 from kvq_ref.lab.nn.parameters import Parameters
 from kvq_ref.lab.nn.schedules import cosine, warm_up
-from kvq_ref.lab.tasks.task import Batch, Task
+from kvq_ref.lab.scores import Score, marks
+from kvq_ref.lab.tasks.task import Task
 from kvq_ref.types import Array
 
 PARAMETERS, DATA, TEST = range(3)  # streams of random numbers
 CHECKPOINT_EVERY = 1.0  # seconds, at an evaluation
 
 Report = Callable[[int, dict[str, Any]], None]
+Model = Transformer | InContext
 
 
 class RunError(Exception):
@@ -75,7 +78,8 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
     Returns
     -------
     dict
-        ``solved``, ``diverged``, ``steps``, ``accuracy`` and the like: what result.json has.
+        ``solved``, ``diverged``, ``steps``, the task's score (``accuracy`` or ``error``) and the like: what
+        result.json has.
 
     Raises
     ------
@@ -99,14 +103,14 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
 def _advance(config: Config, folder: Path, state: State, report: Report) -> None:
     """From where the state stands to the end of the run."""
     task, model = config.task_of(), config.model()
-    test = _on_device(task.sample(np.random.default_rng([config.seed, TEST]), config.evaluate_on, True), state)
+    tests = [_on_device(batch, state) for batch in held_out(config)]
     saved = time.monotonic()
     losses: list[Array] = []
-    while not _is_over(config, state):
+    while not _is_over(config, task.score, state):
         losses.append(_step(config, task, model, state))
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
             row = {"step": state.step, "loss": float(np.mean([float(x) for x in losses]))}
-            state.rows.append(row | _evaluate(task, model, state.parameters, test))
+            state.rows.append(row | _evaluate(task, model, state.parameters, tests))
             losses.clear()
             if time.monotonic() - saved > CHECKPOINT_EVERY:  # only here, where no loss is left to report
                 _save(config, folder, state)
@@ -114,37 +118,66 @@ def _advance(config: Config, folder: Path, state: State, report: Report) -> None
         report(state.step, state.rows[-1] if state.rows else {})
 
 
-def _step(config: Config, task: Task, model: Transformer, state: State) -> Array:
-    """Learn from fresh sequences; gives the loss."""
+def held_out(config: Config) -> Sequence[Any]:
+    """What the run is tested on: the same for every model of that task and seed.
+
+    >>> [batch.tokens.shape for batch in held_out(Config(evaluate_on=8))]
+    [(8, 21)]
+    """
+    return config.task_of().test(np.random.default_rng([config.seed, TEST]), config.evaluate_on)
+
+
+def _step(config: Config, task: Task, model: Model, state: State) -> Array:
+    """Learn from fresh rows; gives the loss."""
     batch = _on_device(task.sample(np.random.default_rng([config.seed, DATA, state.step]), config.batch), state)
-    logits, pullback = model.apply(state.parameters, batch.tokens)
-    loss, dlogits = cross_entropy(logits, batch.targets, batch.determined if config.loss == "determined" else None)
+    y, pullback = model.apply(state.parameters, *batch.inputs)
+    loss, dy = _loss(task, y, batch, batch.determined if config.loss == "determined" else None)
     rate = config.rate * warm_up(state.step, config.warm_up)
     if config.schedule == "cosine":
         rate *= cosine(state.step, config.steps)
-    state.optimizer.step(state.parameters.flat, pullback(dlogits).flat, rate)
+    state.optimizer.step(state.parameters.flat, pullback(dy).flat, rate)
     state.step += 1
     return loss
 
 
-def _evaluate(task: Task, model: Transformer, parameters: Parameters, test: Batch) -> dict[str, Any]:
-    """Loss and accuracy on held-out starts, of the tokens that are determined."""
-    logits, _ = model.apply(parameters, test.tokens)
-    loss, _ = cross_entropy(logits, test.targets, test.determined)
-    right = (logits.argmax(axis=-1) == test.targets) & test.determined
-    found = {"test_loss": float(loss), "accuracy": float(right.sum() / test.determined.sum())}
+def _loss(task: Task, y: Array, batch: Any, counts: Array | None) -> tuple[Array, Array]:
+    """The task's loss, and its gradient."""
+    if task.loss == "squared":
+        return squared_error(y, batch.targets)
+    if task.loss == "choice":
+        loss, dy = cross_entropy(y[..., 0], batch.targets)
+        return loss, dy[..., None]
+    return cross_entropy(y, batch.targets, counts)
+
+
+def _evaluate(task: Task, model: Model, parameters: Parameters, tests: Sequence[Any]) -> dict[str, Any]:
+    """Loss and score on what is held out: where tokens are determined, and of the kinds that training draws from."""
+    losses, answers = [], []
+    for batch in tests:
+        y, _ = model.apply(parameters, *batch.inputs)
+        losses.append(float(_loss(task, y, batch, batch.determined)[0]))
+        answers.append(y)
+    return {"test_loss": float(np.mean(losses[: task.trained]))} | scored(task, answers, tests)
+
+
+def scored(task: Task, answers: Sequence[Array], tests: Sequence[Any]) -> dict[str, float]:
+    """The score of answers to what is held out: of all that training draws from, and of each kind."""
+    found = [(*marks(task.score, y, batch), batch.kinds) for y, batch in zip(answers, tests, strict=True)]
+    sums, counts, kinds = (np.concatenate([_to_numpy(x) for x in part]) for part in zip(*found, strict=True))
+    rows = kinds < task.trained
+    numbers = {task.score.name: float(sums[rows].sum() / counts[rows].sum())}
     if len(task.kinds) > 1:
         for kind, name in enumerate(task.kinds):
-            rows = test.kinds == kind
-            found[f"accuracy {name}"] = float(right[rows].sum() / test.determined[rows].sum())
-    return found
+            rows = kinds == kind
+            numbers[f"{task.score.name} {name or 'as trained'}"] = float(sums[rows].sum() / counts[rows].sum())
+    return numbers
 
 
-def _is_over(config: Config, state: State) -> bool:
+def _is_over(config: Config, score: Score, state: State) -> bool:
     if not state.rows:
         return False
     last = state.rows[-1]
-    return last["accuracy"] >= config.target or state.step >= config.steps or _diverged(last)
+    return score.reaches(last[score.name], config.target) or state.step >= config.steps or _diverged(last)
 
 
 def _diverged(row: dict[str, Any]) -> bool:
@@ -152,13 +185,12 @@ def _diverged(row: dict[str, Any]) -> bool:
 
 
 def _result(config: Config, state: State) -> dict[str, Any]:
-    last = state.rows[-1]
-    best = max(row["accuracy"] for row in state.rows)
+    last, score = state.rows[-1], config.task_of().score
     return {
-        "solved": last["accuracy"] >= config.target,
+        "solved": score.reaches(last[score.name], config.target),
         "diverged": _diverged(last),
         "steps": state.step,
-        "best_accuracy": best,
+        f"best_{score.name}": score.best(row[score.name] for row in state.rows),
         "parameters": state.parameters.flat.size,
         **{name: value for name, value in last.items() if name != "step"},
     }
@@ -229,9 +261,11 @@ def _claim(config: Config, folder: Path, resume: bool) -> None:
 # ---- Devices and threads ---------------------------------------------------------------
 
 
-def _on_device(batch: Batch, state: State) -> Batch:
+def _on_device(batch: Any, state: State) -> Any:
+    """Numbers that are not whole take the dtype of the parameters."""
     flat = state.parameters.flat
-    return batch if isinstance(flat, np.ndarray) else Batch(*(np.asarray(x, like=flat) for x in batch))
+    parts = [x.astype(flat.dtype) if x.dtype.kind == "f" else x for x in batch]
+    return type(batch)(*(parts if isinstance(flat, np.ndarray) else (np.asarray(x, like=flat) for x in parts)))
 
 
 def _to_numpy(x: Array) -> np.ndarray:

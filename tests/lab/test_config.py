@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +64,51 @@ def test_a_name_for_what_matters() -> None:
     others = [Config(form="expressive"), Config(seed=1), Config(T=22), Config(optimizer="sgd"), Config(rate=1e-3)]
     assert {x.name for x in same} == {config.name}
     assert len({x.name for x in [config, *others]}) == 1 + len(others)
+
+
+NAMES = {
+    "f32b9d5341fe": Config(),
+    "bd1896d92f33": Config(task="sums", terms=3, tau=7),
+    "67dfe9d3bf85": Config(task="products", N=9),
+    "56df19ea21db": Config(task="copy"),
+    "2ce549a96073": Config(task="lookup", N=5),
+    "75186a701540": Config(task="several"),
+    "bb12355cc577": Config(form="intention", alpha=0.5),
+    "961957f1af49": Config(optimizer="sgd"),
+}
+
+
+def test_names_stay_what_they_were() -> None:
+    """Folders of runs that were stored are found again, whatever settings are added for other tasks."""
+    assert {name: config.name for name, config in NAMES.items()} == {name: name for name in NAMES}
+
+
+STORED = Path(__file__).parents[2] / "tutorials" / "results" / "ladder.json"
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="the tutorials are not part of an installation")
+def test_stored_results_have_the_names_and_commands_that_they_had() -> None:
+    digest = hashlib.sha256()
+    for run in (run for study in json.loads(STORED.read_text()).values() for run in study):
+        _, _, task, *words = shlex.split(run["command"])
+        names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+        given = {name: parse(name, text) for name, text in zip(names, words[1::2], strict=True)}
+        config = Config.of({"task": task, **given})
+        assert config.command() == run["command"]
+        digest.update(config.name.encode())
+    assert digest.hexdigest()[:12] == "992fca2742d9"
+
+
+def test_tasks_in_context_start_from_settings_of_their_own() -> None:
+    config = Config(task="sinusoid", form="intention")
+    assert (config.layers, config.width, config.rate, config.steps, config.weight_decay) == (1, 64, 1e-3, 4000, 0.0)
+    assert config.command() == "kvq-ref run sinusoid --form intention"
+    other = Config(task="sinusoid", form="intention", rate=2e-3, layers=2)  # what sequences start from is said here
+    assert other.command() == "kvq-ref run sinusoid --form intention --layers 2 --rate 0.002"
+    assert Config.from_toml(other.to_toml()).name == other.name
+    assert not {"N", "tau", "T", "d", "positions", "gain", "loss"} & set(config.settings)
+    assert not {"K", "d", "encoder", "values", "learn", "depth"} & set(Config().settings)
+    assert Config(task="sinusoid", d=3, tau=9).name == Config(task="sinusoid").name
 
 
 def test_the_command_repeats_the_run() -> None:

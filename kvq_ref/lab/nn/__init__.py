@@ -6,6 +6,9 @@ positions.py    how a model knows the order of tokens
 attention.py    multi-head attention over any form
 perceptron.py   the other half of a block
 model.py        the transformer
+encoder.py      a perceptron of any depth
+cross_attention.py   queries to a context, with a learned alpha
+in_context.py   the model that reads a context and answers queries
 losses.py       what is made small
 optimizers.py   how                     schedules.py   and how fast
 

@@ -130,6 +130,26 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-5) -> tuple[
     return y, pullback
 
 
+TINY = 1e-12
+
+
+def unit(x: Array) -> tuple[Array, Pullback]:
+    """Rows of length 1, y = x / sqrt(|x|^2 + 1e-12), and dy to dx.
+
+    Examples
+    --------
+    >>> unit(np.array([[3.0, 4.0]]))[0].round(6)
+    array([[0.6, 0.8]])
+    """
+    inverse = 1 / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + TINY)
+    y = x * inverse
+
+    def pullback(dy: Array) -> Array:
+        return (dy - y * (y * dy).sum(axis=-1, keepdims=True)) * inverse
+
+    return y, pullback
+
+
 @layer
 def relu(x: Array) -> tuple[Array, Pullback]:
     """max(x, 0), and dy to dx.

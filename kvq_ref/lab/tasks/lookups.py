@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvq_ref.lab.tasks.held_out import EIGHTH, FEW, draw, threshold
-from kvq_ref.lab.tasks.task import Batch, next_tokens
+from kvq_ref.lab.tasks.task import Batch, SequenceTask, next_tokens
 
 CHAIN = 8  # tokens after the table
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(SequenceTask):
     """Tables of N pairs, applied ``depth`` times.
 
     Attributes

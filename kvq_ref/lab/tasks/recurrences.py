@@ -23,13 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvq_ref.lab.tasks.held_out import EIGHTH, FEW, draw, threshold
-from kvq_ref.lab.tasks.task import Batch, next_tokens
+from kvq_ref.lab.tasks.task import Batch, SequenceTask, next_tokens
 
 MORE = 16  # determined tokens beyond the first, by default
 
 
 @dataclass(frozen=True)
-class Recurrence:
+class Recurrence(SequenceTask):
     """A sum or a product of earlier tokens, mod N.
 
     Attributes

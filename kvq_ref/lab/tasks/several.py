@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvq_ref.lab.tasks.recurrences import Recurrence, nt
-from kvq_ref.lab.tasks.task import Batch
+from kvq_ref.lab.tasks.task import Batch, SequenceTask
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(SequenceTask):
     """NT tasks of several N and tau; each row is of one of them, drawn at random.
 
     Attributes

@@ -1,10 +1,13 @@
-"""What every task is: sequences of tokens, some of which follow from those before them."""
+"""What every task is; and those of sequences: tokens, some of which follow from those before them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from kvq_ref.lab.scores import ACCURACY, Score
 
 
 class Batch(NamedTuple):
@@ -27,9 +30,47 @@ class Batch(NamedTuple):
     determined: np.ndarray
     kinds: np.ndarray
 
+    @property
+    def inputs(self) -> tuple[np.ndarray]:
+        """What the model sees."""
+        return (self.tokens,)
+
 
 class Task(Protocol):
-    """A source of sequences.
+    """What training asks of a task, whatever it is about.
+
+    Attributes
+    ----------
+    loss : {"cross_entropy", "squared", "choice"}
+        What is made small.
+    score : Score
+        What a run is judged by.
+    kinds : tuple of str
+        The names of the kinds of rows; one, but for several tasks at once.
+    trained : int
+        So many of the kinds, the first, are what training draws from, and make the score.
+    """
+
+    @property
+    def loss(self) -> str: ...
+    @property
+    def score(self) -> Score: ...
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+    @property
+    def trained(self) -> int: ...
+
+    def sample(self, rng: np.random.Generator, batch: int, held_out: bool = False) -> Any:
+        """Fresh rows: of those to learn from, or of those that are kept for the test."""
+        ...
+
+    def test(self, rng: np.random.Generator, n: int) -> Sequence[Any]:
+        """What is held out, n rows in all, in batches."""
+        ...
+
+
+class SequenceTask:
+    """What tasks of sequences share; each of them is a frozen dataclass that says the rest.
 
     Attributes
     ----------
@@ -39,22 +80,37 @@ class Task(Protocol):
         Targets are 0 to outputs - 1.
     length : int
         T, the tokens that a model sees.
-    kinds : tuple of str
-        The names of the kinds of rows; one, but for several tasks at once.
     """
 
+    loss, score = "cross_entropy", ACCURACY
+
     @property
-    def vocabulary(self) -> int: ...
+    def vocabulary(self) -> int:
+        raise NotImplementedError
+
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> int:
+        raise NotImplementedError
+
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        raise NotImplementedError
+
     @property
-    def kinds(self) -> tuple[str, ...]: ...
+    def kinds(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def trained(self) -> int:
+        return len(self.kinds)
 
     def sample(self, rng: np.random.Generator, batch: int, held_out: bool = False) -> Batch:
         """Fresh sequences: of the starts to learn from, or of those that are kept for the test."""
-        ...
+        raise NotImplementedError
+
+    def test(self, rng: np.random.Generator, n: int) -> list[Batch]:
+        """One batch of sequences that are held out."""
+        return [self.sample(rng, n, held_out=True)]
 
 
 def next_tokens(x: np.ndarray, first: int, kind: int = 0) -> Batch:
