@@ -19,6 +19,7 @@ from kvq_ref import kernels as _kernels
 from kvq_ref import masks, partials
 from kvq_ref.arrays import use_backend
 from kvq_ref.attention import (
+    delta_rule,
     expressive_attention,
     expressive_intention,
     intention,
@@ -30,6 +31,7 @@ from kvq_ref.attention import (
 from kvq_ref.config import show_config
 from kvq_ref.dispatch import use_implementation
 from kvq_ref.features import FeatureMap
+from kvq_ref.forms.delta_rule import DeltaRuleState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.heads import merge_heads, split_heads
@@ -39,10 +41,12 @@ from kvq_ref.types import Grads
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeltaRuleState",
     "FeatureMap",
     "Grads",
     "IntentionState",
     "LinearState",
+    "delta_rule",
     "expressive_attention",
     "expressive_intention",
     "intention",

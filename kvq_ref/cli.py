@@ -22,7 +22,7 @@ examples:
   kvq-ref tour                                  check everything, write ./kvq-tour/tour.html
   kvq-ref tour --quick --seed 1                 less of it, and the same numbers each time
   kvq-ref tour --data my.csv --target price     attention as a predictor on your own table
-  kvq-ref forms                                 the six forms, with equation, cost and source
+  kvq-ref forms                                 every form, with equation, cost and source
   kvq-ref forms intention                       the whole lesson on one of them
   kvq-ref verify my.kernels:attention --form softmax     hold your own kernel to the laws
   kvq-ref run nt --form expressive --tau 5      train a small model on any form

@@ -1,7 +1,7 @@
-"""Every form in pieces: what a query keeps of the keys that it has met, and how two such memories become one.
+"""Forms in pieces: what a query keeps of the keys that it has met, and how two such memories become one.
 
-A form is a fold over (k, v). Cut the keys anywhere, sum up each piece on its own, and merge in
-any order; a piece without keys is the neutral element:
+Every form for which the order of the keys does not matter is a fold over (k, v). Cut the keys anywhere, sum
+up each piece on its own, and merge in any order; a piece without keys is the neutral element:
 
     part = merge(partial(q, piece 1), merge(partial(q, piece 3), partial(q, piece 2)))
     out  = finish(q, part)
@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 from kvq_ref import nonfinite, solve
 from kvq_ref.arguments import check_call, check_pair_shape, check_qkv_shapes, check_word
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, namespace, transpose
+from kvq_ref.dispatch import FORMS
 from kvq_ref.features import FeatureMap
 from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
 from kvq_ref.forms.intention import IntentionState
@@ -292,6 +293,11 @@ def fold(
     >>> np.allclose(out, kvq.sigma_intention(q, k, v, is_causal=True, alpha=0.1)[3:])
     True
     """
+    if form in FORMS and FORMS[form].is_sequential:
+        raise ValueError(
+            f"form: expected one whose pieces may be merged in any order ({', '.join(FOLDS)}), got {form!r}: its keys "
+            "act one after the other; call it on its pieces in their order, each with the initial_state of the last"
+        )
     check_word("form", form, FOLDS)
     _, rounds = FOLDS[form]
     ready: list[tuple[Inputs, Quarantine, dict[str, Any]]] = []

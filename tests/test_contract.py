@@ -298,6 +298,8 @@ def test_dtype_in_is_dtype_out(form: Form, dtype: str, library_name: str, rng: n
     if library_name == "cupy" and dtype == "bfloat16":
         pytest.skip("CuPy has no bfloat16")
     arrays64 = random_qkv(rng)
+    if "beta" in form.options:  # steps of one, or its state may grow beyond float16
+        arrays64[1] /= np.linalg.norm(arrays64[1], axis=-1, keepdims=True)
     if library_name == "torch":
         torch = pytest.importorskip("torch")
         q, k, v = (torch.asarray(x).to(getattr(torch, dtype)) for x in arrays64)

@@ -270,6 +270,9 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             rows.append(0 * q[i, :1].sum() * v[0])
             continue
         keys, values = k[visible], v[visible]
+        if form == "delta_rule":
+            rows.append(scale * (q[i] @ written_one_by_one(keys, values)))
+            continue
         query = q[i] if alpha is None else preconditioned(xp, q[i], keys, alpha)
         w = weights(form, xp, scale * (keys @ query))
         if options.get("feature_map") == "elu+1":
@@ -280,6 +283,14 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             w = w / w.sum()
         rows.append(w @ values)
     return xp.stack(rows)
+
+
+def written_one_by_one(keys: Any, values: Any) -> Any:
+    """S <- S + k (v - S^T k)^T."""
+    s = 0 * keys[0][:, None] * values[0]
+    for key, value in zip(keys, values, strict=True):
+        s = s + key[:, None] * (value - key @ s)
+    return s
 
 
 def weights(form: str, xp: Any, z: Any) -> Any:

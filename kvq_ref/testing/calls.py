@@ -28,7 +28,9 @@ UNROUND = 0.9731059
 
 ALPHAS = (1.0, 0.125, 8.0)
 SCALES = (None, None, 0.5, 1.25)  # the default is what most kernels get wrong
-OPTIONAL = ("mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize")
+OPTIONAL = ("mask", "bias", "is_causal", "scale", "alpha", "feature_map", "normalize", "beta", "decay")
+PER_PAIR = ("mask", "bias")
+PER_KEY = ("beta", "decay")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Call:
         >>> call.keys([1]).k
         array([[2.]])
         """
-        columns = {name: self.options[name][..., at] for name in ("mask", "bias") if name in self.options}
-        return self.but(k=self.k[..., at, :], v=self.v[..., at, :], **columns)
+        given = {name: self.options[name][..., at] for name in PER_PAIR if name in self.options}
+        given |= {name: self.options[name][..., at, :] for name in PER_KEY if name in self.options}
+        return self.but(k=self.k[..., at, :], v=self.v[..., at, :], **given)
 
     def queries(self, at: Any) -> Call:
         """The call with some of its queries, or in another order."""
@@ -73,7 +76,7 @@ class Call:
 
     def entry(self, index: tuple[Any, ...]) -> Call:
         """An entry of the batch."""
-        given = {name: self.options[name][index] for name in ("mask", "bias") if name in self.options}
+        given = {name: self.options[name][index] for name in (*PER_PAIR, *PER_KEY) if name in self.options}
         return self.but(q=self.q[index], k=self.k[index], v=self.v[index], **given)
 
     def rng(self) -> np.random.Generator:
@@ -96,7 +99,8 @@ class Call:
     def arrays(self) -> dict[str, F64]:
         """What has a gradient, by name."""
         given = {"q": self.q, "k": self.k, "v": self.v}
-        return given | {n: np.asarray(self.options[n]) for n in ("bias", "alpha") if self.options.get(n) is not None}
+        names = ("bias", "alpha", *PER_KEY)
+        return given | {n: np.asarray(self.options[n]) for n in names if self.options.get(n) is not None}
 
     def visible(self) -> NDArray[np.bool_]:
         """Which query sees which key, shape (..., Tq, Tk)."""
@@ -242,6 +246,11 @@ def calls(
     q, k, v = (
         simple_array(draw, (*lead, *shape), name) for name, shape in (("q", (Tq, d)), ("k", (Tk, d)), ("v", (Tk, dv)))
     )
+    if "beta" in FORMS[form].options:
+        # beta |k|^2 <= 2, or the state would grow from key to key, and its rounding with it.
+        k = k / (2 if d < 3 else 4)
+    if may("beta") and draw(st.booleans(), label="beta?"):
+        options["beta"] = simple_array(draw, (*lead, Tk, 1), "beta") / 2
     if draw(st.booleans(), label="all digits"):
         q, k, v = (UNROUND * x for x in (q, k, v))
     return Call(q, k, v, options, draw(st.integers(0, 99), label="seed"))

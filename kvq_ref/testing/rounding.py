@@ -35,6 +35,7 @@ import numpy as np
 
 from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.rounding_in_order import units_in_order
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}  # a power of two
@@ -87,8 +88,11 @@ def rounding(form: str, call: Call, dtype: str = "float64", dout: F64 | None = N
     (True, 32.0)
     """
     limit = longest(call)
-    compute = "float32" if dtype in HALF else dtype
-    units, sizes, counts = _units(form, call, ROUNDOFF[compute], limit, dout)
+    u = ROUNDOFF["float32" if dtype in HALF else dtype]
+    if "beta" in FORMS[form].options:
+        units, sizes, counts = units_in_order(call, u, dout)
+    else:
+        units, sizes, counts = _units(form, call, u, limit, dout)
     # An underflow to zero loses the smallest number there is, not a part of the number.
     lost = {name: SMALLEST[dtype] * counts[name] for name in units}
     if dtype not in HALF:

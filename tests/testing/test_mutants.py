@@ -22,6 +22,7 @@ PLAIN = {
     "intention": plain.intention,
     "sigma_intention": plain.sigma,
     "expressive_intention": plain.expressive_intention,
+    "delta_rule": plain.delta,
 }
 
 

@@ -11,10 +11,22 @@ from kvq_ref.testing.laws.least_squares import FITS
 from kvq_ref.testing.laws.limits import LIMITS
 from kvq_ref.testing.laws.masks import MASKS
 from kvq_ref.testing.laws.pieces import PIECES
+from kvq_ref.testing.laws.recurrent import RECURRENT
 from kvq_ref.testing.laws.scales import SCALES
 from kvq_ref.testing.laws.symmetry import SYMMETRY
 from kvq_ref.testing.laws.weights import WEIGHTS
 
-LAWS: tuple[Law, ...] = (*DEFINITION, *SYMMETRY, *WEIGHTS, *MASKS, *CAUSALITY, *SCALES, *PIECES, *FITS, *LIMITS)
+LAWS: tuple[Law, ...] = (
+    *DEFINITION,
+    *SYMMETRY,
+    *WEIGHTS,
+    *MASKS,
+    *CAUSALITY,
+    *SCALES,
+    *PIECES,
+    *FITS,
+    *LIMITS,
+    *RECURRENT,
+)
 
 __all__ = ["LAWS", "Comparison", "Law"]

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 import kvq_ref
+from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.walks import out_in_order
 
 PLAIN_FORM = {
     "intention": "linear_attention",
@@ -55,6 +57,8 @@ def scale_of(form: str, call: Call) -> float:
 
 def dense(form: str, call: Call) -> F64:
     """The output."""
+    if FORMS[form].is_sequential:
+        return out_in_order(call)
     visible, z = call.visible(), scores(form, call)
     b = np.zeros(z.shape) + call.options.get("bias", 0.0)
     if form in ("linear_attention", "intention"):

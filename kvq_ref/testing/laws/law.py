@@ -21,6 +21,7 @@ LEAST_SQUARES = frozenset(name for name, form in FORMS.items() if "alpha" in for
 WEIGHTED_MEANS = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
 SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
 PLAIN = EVERY - LEAST_SQUARES
+SEQUENTIAL = frozenset(name for name, form in FORMS.items() if form.is_sequential)
 STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
 
 # What a target may offer besides options that it takes, and what is said where it does not.

@@ -7,17 +7,18 @@ from itertools import product
 
 import numpy as np
 
-from kvq_ref.testing.calls import SIMPLE, Call
-from kvq_ref.testing.laws.law import Comparison, law, suppose
+from kvq_ref.testing.calls import PER_KEY, PER_PAIR, SIMPLE, Call
+from kvq_ref.testing.laws.law import EVERY, SEQUENTIAL, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, queries_of, same
 from kvq_ref.testing.target import Target
 
 EVEN = ("expressive_attention", "expressive_intention")
-ODD = ("linear_attention", "intention")
+ODD = ("linear_attention", "intention", *SEQUENTIAL)
 
 
 @law(
     r"f(Q, PK, PV) = f(Q, K, V)",
+    forms=EVERY - SEQUENTIAL,
     draw={"causal": False},
     hint="a tile of keys is left out, taken twice, or has its mask or bias shifted",
 )
@@ -71,7 +72,8 @@ def leading_axes_broadcast(target: Target, call: Call) -> Iterator[Comparison]:
     """Keys, values, mask or bias without leading axes serve every query; their gradients are sums over the batch."""
     leading = call.q.shape[:-2]
     suppose(leading != ())
-    given = {"k": call.k, "v": call.v} | {n: call.options[n] for n in ("mask", "bias") if n in call.options}
+    given = {"k": call.k, "v": call.v}
+    given |= {n: call.options[n] for n in (*PER_PAIR, *PER_KEY) if n in call.options}
     rng = call.rng()
     chosen = [name for name in given if rng.random() < 0.6] or ["k"]
     one = {name: given[name][(0,) * len(leading)] for name in chosen}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from kvq_ref.testing.run import Verdict, hold_to
 from kvq_ref.testing.target import Target
 from kvq_ref.testing.verify import select
-from testing.mutants import expressive, gradients, least_squares, linear, machine, softmax
+from testing.mutants import expressive, gradients, least_squares, linear, machine, recurrent, softmax
 from testing.mutants.mutant import MUTANTS, Mutant
 
 
@@ -37,6 +37,7 @@ __all__ = [
     "least_squares",
     "linear",
     "machine",
+    "recurrent",
     "softmax",
     "target_of",
 ]

@@ -142,3 +142,30 @@ def expressive_intention(
 ) -> Array:
     y = precondition(q, k, alpha, sees(q, k, mask, is_causal))
     return expressive(y, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
+
+
+def rows_of(k: Array, x: Any) -> Array:
+    """A step or a decay for each key; 1 where none is given."""
+    return np.broadcast_to(np.asarray(1.0 if x is None else x, k.dtype), (*np.shape(x)[:-2], k.shape[-2], 1))
+
+
+def delta(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    beta: Any = None,
+) -> Array:
+    """One state for each query."""
+    seen, beta = sees(q, k, mask, is_causal), rows_of(k, beta)
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, seen, beta)))
+    s = np.zeros((*lead, q.shape[-2], k.shape[-1], v.shape[-1]), np.float32 if q.dtype == np.float16 else q.dtype)
+    for j in range(k.shape[-2]):
+        k_j, v_j, beta_j = (x[..., None, j, :] for x in (k, v, beta))
+        wrong = v_j - (k_j[..., None, :] @ s)[..., 0, :]
+        step = k_j[..., :, None] * (beta_j * wrong)[..., None, :]
+        s = s + np.where(seen[..., j, None, None], step, 0)
+    return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)

@@ -1,0 +1,116 @@
+"""The sequential forms with a bug: in what is written, in the order, in the mask, in a chunk or in the state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import kvq_ref as kvq
+from testing.mutants import plain
+from testing.mutants.mutant import mutant, wrong_gradient
+from testing.mutants.plain import Array, sees
+
+# ---- The delta rule ------------------------------------------------------------------
+
+
+@mutant("delta_rule")
+def delta_adds(q: Array, k: Array, v: Array, *, beta: Any = None, **options: Any) -> Array:
+    """Values are added, and nothing is taken away: linear attention."""
+    return plain.linear(q, k, plain.rows_of(k, beta) * v, **options)
+
+
+@mutant("delta_rule")
+def beta_ignored(q: Array, k: Array, v: Array, *, beta: Any = None, **options: Any) -> Array:
+    """The option beta does nothing."""
+    return plain.delta(q, k, v, **options)
+
+
+@mutant("delta_rule")
+def beta_on_the_value_alone(q: Array, k: Array, v: Array, *, beta: Any = None, **options: Any) -> Array:
+    """All of what is there is taken away, and a part beta of the value is written."""
+    return plain.delta(q, k, plain.rows_of(k, beta) * v, **options)
+
+
+@mutant("delta_rule")
+def keys_normalised(q: Array, k: Array, v: Array, **options: Any) -> Array:
+    """Keys are divided by their length on the way in."""
+    length = np.linalg.norm(k, axis=-1, keepdims=True)
+    return plain.delta(q, k / np.where(length == 0, 1, length).astype(k.dtype), v, **options)
+
+
+@mutant("delta_rule")
+def last_key_first(
+    q: Array, k: Array, v: Array, *, mask: Any = None, is_causal: bool = False, beta: Any = None
+) -> Array:
+    """The keys are taken in the reverse order."""
+    beta = plain.rows_of(k, beta)[..., ::-1, :]
+    return plain.delta(q, k[..., ::-1, :], v[..., ::-1, :], mask=sees(q, k, mask, is_causal)[..., ::-1], beta=beta)
+
+
+@mutant("delta_rule")
+def memory_read_before_it_is_written(q: Array, k: Array, v: Array, *, is_causal: bool = False) -> Array:
+    """A causal query reads the state before its own key is written."""
+    return plain.delta(q, k, v, mask=sees(q, k, None, is_causal, shift=-1))
+
+
+@mutant("delta_rule")
+def hidden_key_erases(q: Array, k: Array, v: Array, *, mask: Any = None, beta: Any = None) -> Array:
+    """A mask of keys sets values to zero: the key still takes away what the memory says of it."""
+    if mask is None or mask.shape[-2] != 1:
+        return plain.delta(q, k, v, mask=mask, beta=beta)
+    return plain.delta(q, k, np.where(np.swapaxes(mask, -1, -2), v, 0), beta=beta)
+
+
+@mutant("delta_rule")
+def errors_of_a_chunk_from_its_start(
+    q: Array, k: Array, v: Array, *, is_causal: bool = False, beta: Any = None
+) -> Array:
+    """In a chunk of two, what is wrong is measured at the state before the chunk: the triangular system is left out."""
+    seen, beta = sees(q, k, None, is_causal), plain.rows_of(k, beta)
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, beta)))
+    s = before = np.zeros((*lead, q.shape[-2], k.shape[-1], v.shape[-1]), q.dtype)
+    for j in range(k.shape[-2]):
+        before = s if j % 2 == 0 else before
+        k_j, v_j, beta_j = (x[..., None, j, :] for x in (k, v, beta))
+        wrong = v_j - (k_j[..., None, :] @ before)[..., 0, :]
+        s = s + np.where(seen[..., j, None, None], k_j[..., :, None] * (beta_j * wrong)[..., None, :], 0)
+    return (q[..., None, :] @ s)[..., 0, :]
+
+
+@mutant("delta_rule", breaks="pieces give the whole")
+def memory_starts_anew(
+    q: Array, k: Array, v: Array, *, initial_state: Any = None, output_final_state: bool = False, **options: Any
+) -> Any:
+    """The state that is given is added to the outputs, but what is written is measured from zero."""
+    if options.get("mask") is not None and options["mask"].shape[-2] > 1:
+        return kvq.delta_rule(q, k, v, **options)
+    out, state = kvq.delta_rule(q, k, v, output_final_state=True, **options)
+    if initial_state is not None:
+        out = out + (options.get("scale") or 1) * q @ initial_state.kv
+        state = kvq.DeltaRuleState(state.kv + initial_state.kv)
+    return (out, state) if output_final_state else out
+
+
+def delta_gradients(dout: Array, q: Array, k: Array, v: Array, options: dict[str, Any]) -> dict[str, Array]:
+    return kvq.vjp(kvq.delta_rule, q, k, v, **options)[1](dout)._asdict()
+
+
+@wrong_gradient("delta_rule")
+def erasing_has_no_gradient(dout: Array, q: Array, k: Array, v: Array, **options: Any) -> dict[str, Array]:
+    """Keys get no gradient through what they take away."""
+    beta = plain.rows_of(k, options.pop("beta", None))
+    through = kvq.vjp(kvq.linear_attention, q, k, beta * v, **options)[1](dout)
+    return delta_gradients(dout, q, k, v, {**options, "beta": np.array(beta)}) | {"k": through.k}
+
+
+@wrong_gradient("delta_rule")
+def gradient_of_beta_from_the_value_alone(
+    dout: Array, q: Array, k: Array, v: Array, **options: Any
+) -> dict[str, Array]:
+    """The gradient of beta is that of a factor of v: what is taken away has none."""
+    grads = delta_gradients(dout, q, k, v, options)
+    if grads["beta"] is None:
+        return grads
+    beta = np.where(options["beta"] == 0, 1, options["beta"])
+    return grads | {"beta": np.sum(grads["v"] * v / beta, axis=-1, keepdims=True)}
