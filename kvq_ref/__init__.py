@@ -22,6 +22,7 @@ from kvq_ref.attention import (
     delta_rule,
     expressive_attention,
     expressive_intention,
+    gated_linear_attention,
     intention,
     linear_attention,
     sigma_intention,
@@ -32,6 +33,7 @@ from kvq_ref.config import show_config
 from kvq_ref.dispatch import use_implementation
 from kvq_ref.features import FeatureMap
 from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.heads import merge_heads, split_heads
@@ -43,12 +45,14 @@ __version__ = "0.1.0"
 __all__ = [
     "DeltaRuleState",
     "FeatureMap",
+    "GatedLinearState",
     "Grads",
     "IntentionState",
     "LinearState",
     "delta_rule",
     "expressive_attention",
     "expressive_intention",
+    "gated_linear_attention",
     "intention",
     "linear_attention",
     "masks",

@@ -16,6 +16,7 @@ from typing import Any
 from kvq_ref.dispatch import FORMS, Pullback, call, differentiable_call
 from kvq_ref.features import FeatureMapLike
 from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.types import Array
@@ -637,6 +638,96 @@ def delta_rule(
         "implementation": implementation,
     }
     return call("delta_rule", q, k, v, options)
+
+
+def gated_linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    decay: float | Array | None = None,
+    initial_state: GatedLinearState | None = None,
+    output_final_state: bool = False,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Gated linear attention: linear attention whose memory fades with every key.
+
+    ``S_j = diag(decay_j) S_{j-1} + k_j v_j^T`` over the keys that a query sees, in their order, and
+    ``out_i = scale * S^T q_i`` after the last of them.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query sees a key: one that it does not see is left out of its sequence, with
+        its decay. What it hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the output.
+    decay : float or array, shape (..., Tk, d) or (..., Tk, 1), default 1
+        What key j leaves of the memory before it, from 0 to 1, for each coordinate or for all. An array
+        may have one row for all keys.
+    initial_state : GatedLinearState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : GatedLinearState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O((Tq + Tk) d dv), memory O(Tk d dv); a (Tq, Tk) mask makes it Tq walks along the keys, and
+    both Tq times as large. The order of the keys matters, unless all decays are 1.
+    Source: Yang et al. 2023, arXiv 2312.06635.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> q = k = v = np.ones((3, 1))
+    >>> kvq.gated_linear_attention(q, k, v, is_causal=True, decay=0.5)
+    array([[1.  ],
+           [1.5 ],
+           [1.75]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "decay": decay,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("gated_linear_attention", q, k, v, options)
 
 
 def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) -> tuple[Any, Pullback]:

@@ -37,8 +37,18 @@ from kvq_ref.arrays import (
     sum_to_shape,
     transpose,
 )
-from kvq_ref.forms import delta_rule, expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    delta_rule,
+    expressive,
+    expressive_intention,
+    gated_linear,
+    intention,
+    linear,
+    sigma_intention,
+    softmax,
+)
 from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.kernels import linear as fast_linear
@@ -49,7 +59,7 @@ from kvq_ref.nonfinite import Inputs
 from kvq_ref.types import Array, Grads, map_state
 
 IMPLEMENTATIONS = ("reference", "compiled")
-STATES = (IntentionState, LinearState, DeltaRuleState)
+STATES = (IntentionState, LinearState, DeltaRuleState, GatedLinearState)
 
 
 # ---- The declarations ----------------------------------------------------------------
@@ -163,6 +173,7 @@ FORMS: dict[str, Form] = {
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),
         _form("expressive_intention", expressive_intention, _kernel(fast_preconditioned, "expressive")),
         _form("delta_rule", delta_rule),
+        _form("gated_linear_attention", gated_linear),
     )
 }
 

@@ -43,9 +43,17 @@ from typing import Any, NamedTuple
 from kvq_ref import nonfinite, solve
 from kvq_ref.arguments import check_call, check_pair_shape, check_qkv_shapes, check_word
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, namespace, transpose
-from kvq_ref.dispatch import FORMS
 from kvq_ref.features import FeatureMap
-from kvq_ref.forms import expressive, expressive_intention, intention, linear, sigma_intention, softmax
+from kvq_ref.forms import (
+    delta_rule,
+    expressive,
+    expressive_intention,
+    gated_linear,
+    intention,
+    linear,
+    sigma_intention,
+    softmax,
+)
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
 from kvq_ref.masks import row_divisor
@@ -217,6 +225,9 @@ FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
     "expressive_intention": (expressive_intention, (PRECONDITION, EXPRESSIVE)),
+    # No rounds: the keys have an order, and the state of one piece is the beginning of the next.
+    "delta_rule": (delta_rule, ()),
+    "gated_linear_attention": (gated_linear, ()),
 }
 
 
@@ -293,13 +304,14 @@ def fold(
     >>> np.allclose(out, kvq.sigma_intention(q, k, v, is_causal=True, alpha=0.1)[3:])
     True
     """
-    if form in FORMS and FORMS[form].is_sequential:
-        raise ValueError(
-            f"form: expected one whose pieces may be merged in any order ({', '.join(FOLDS)}), got {form!r}: its keys "
-            "act one after the other; call it on its pieces in their order, each with the initial_state of the last"
-        )
     check_word("form", form, FOLDS)
     _, rounds = FOLDS[form]
+    if not rounds:
+        any_order = ", ".join(name for name, (_, its) in FOLDS.items() if its)
+        raise ValueError(
+            f"form: expected one whose pieces may be merged in any order ({any_order}), got {form!r}: its keys "
+            "act one after the other; call it on its pieces in their order, each with the initial_state of the last"
+        )
     ready: list[tuple[Inputs, Quarantine, dict[str, Any]]] = []
     for i, piece in enumerate(pieces):
         try:

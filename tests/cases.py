@@ -162,6 +162,9 @@ def cases(form: Form, rng: np.random.Generator, sizes: tuple[int, int, int, int]
     for name in ("beta", "decay"):
         if name in form.options:
             yield from per_key_cases(name, arrays, rng, alpha, mask(2, Tq, Tk))
+    if form.name == "gated_linear_attention":
+        each = rng.uniform(0.2, 0.9, (2, Tk, d))
+        yield Case("a decay for each coordinate", *arrays((2,), (), (2,)), {"decay": each, "mask": mask(2, Tq, Tk)})
 
 
 def per_key_cases(

@@ -259,6 +259,10 @@ def test_intention_without_penalty_is_of_minimum_norm(solver: str, kind: str, rn
 # ---- Automatic differentiation of the printed equations ------------------------------
 
 
+# With the decay left at 1, what nothing is forgotten by.
+AT_DECAY_1 = ("gated_linear_attention",)
+
+
 def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list[int]], **options: Any) -> Any:
     """One head of a form in the words of ``xp``, a query at a time, over the keys that it sees."""
     alpha, bias = options.get("alpha"), options.get("bias")
@@ -279,7 +283,7 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             w = scale * (elu_plus_one(xp, keys) @ elu_plus_one(xp, query))
         if bias is not None:
             w = w * xp.exp(bias[i][visible])
-        if form not in ("linear_attention", "intention") or options.get("normalize"):
+        if form not in ("linear_attention", "intention", *AT_DECAY_1) or options.get("normalize"):
             w = w / w.sum()
         rows.append(w @ values)
     return xp.stack(rows)

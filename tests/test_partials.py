@@ -125,10 +125,11 @@ def allowed(form: Form, rng: np.random.Generator, arrays: Arrays, dtype: str = "
 
 def test_every_form_has_a_fold() -> None:
     """But those whose keys have an order: they are fed in pieces by their state."""
-    assert set(FOLDS) == {name for name, form in FORMS.items() if not form.is_sequential}
-    for name, (module, _) in FOLDS.items():
-        assert module is FORMS[name].module
+    assert set(FOLDS) == set(FORMS)
     for name, form in FORMS.items():
+        module, rounds = FOLDS[name]
+        assert module is form.module
+        assert bool(rounds) != form.is_sequential
         if form.is_sequential:
             assert form.has_state
             with pytest.raises(ValueError, match=f"form: .*merged in any order.*{name}.*initial_state"):

@@ -34,7 +34,7 @@ def test_which_forms_are_sequential() -> None:
     assert [form.name for form in SEQUENTIAL] == SEQUENTIAL_NAMES
 
 
-SEQUENTIAL_NAMES = ["delta_rule"]
+SEQUENTIAL_NAMES = ["delta_rule", "gated_linear_attention"]
 
 
 @each_sequential
@@ -138,6 +138,37 @@ def test_a_state_before_no_keys_is_read(form: Form, rng: np.random.Generator) ->
         np.testing.assert_array_equal(a, b)
     hidden = public(form)(q, k, v, mask=np.zeros((1, 6), bool), initial_state=state, **options)
     assert relative_error(hidden, whole) < 1e-13
+
+
+@each_sequential
+def test_a_decay_is_a_factor_from_0_to_1(form: Form, rng: np.random.Generator) -> None:
+    """Others are refused, unless a mask hides them from every query."""
+    if "decay" not in form.options:
+        pytest.skip("forgets nothing")
+    (q, k, v), options = random_call(form, rng)
+    f = public(form)
+    for wrong in (1.5, -0.1):
+        with pytest.raises(ValueError, match=rf"^decay: expected numbers from 0 to 1, got {wrong}$"):
+            f(q, k, v, **options | {"decay": wrong})
+        rows = options["decay"].copy()
+        rows[0, 2] = wrong
+        for mask in (None, np.arange(6)[:, None] >= np.arange(6)):
+            with pytest.raises(ValueError, match=r"^decay: expected numbers from 0 to 1, got an array"):
+                f(q, k, v, **options | {"decay": rows}, mask=mask)
+        hidden = np.arange(6) != 2
+        out = f(q, k, v, **options | {"decay": rows}, mask=hidden)
+        np.testing.assert_array_equal(out, f(q, k, v, **options, mask=hidden))
+    for end in (0.0, 1.0):
+        assert np.isfinite(f(q, k, v, **options | {"decay": end})).all()
+
+
+def test_decays_that_underflow_are_no_divisors(rng: np.random.Generator) -> None:
+    """A running product of these is 0 in float64 after 250 keys; the last keys are still there."""
+    q, k, v = (rng.standard_normal((400, n)) for n in (2, 2, 3))
+    out, pullback = kvq.vjp(kvq.gated_linear_attention, q, k, v, is_causal=True, decay=0.05)
+    weights = np.tril(0.05 ** np.clip(np.subtract.outer(np.arange(400), np.arange(400)), 0, 200).astype(float))
+    assert relative_error(out, (weights * (q @ k.T)) @ v) < 1e-12
+    assert all(np.isfinite(g).all() for g in pullback(out)[:3])
 
 
 def test_delta_rule_from_a_state_is_brute_force(rng: np.random.Generator) -> None:

@@ -425,7 +425,7 @@ def test_dtype_is_kept(solver: str, dtype: str, rng: np.random.Generator) -> Non
 
 # ---- Every solver, through the forms -------------------------------------------------
 
-LEAST_SQUARES = [(form, name) for form, name in SERVED if "alpha" in form.options]
+LEAST_SQUARES = [(form, name) for form, name in SERVED if "solver" in form.options]
 each_least_squares_form = pytest.mark.parametrize(
     ("form", "implementation"), LEAST_SQUARES, ids=[f"{form.name}-{name}" for form, name in LEAST_SQUARES]
 )

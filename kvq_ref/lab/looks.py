@@ -33,6 +33,7 @@ LOOKS = {
     "sigma_intention": Look("sigma-Intention", "softmax", preconditioned=True),
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),
     "delta_rule": Look("delta rule", "linear", sequential=True),
+    "gated_linear_attention": Look("gated linear", "linear", sequential=True),
     "mean": Look("mean of the context", "yardstick"),
     "majority": Look("majority class", "yardstick"),
     "neighbours": Look("nearest neighbours", "yardstick"),

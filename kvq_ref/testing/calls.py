@@ -251,6 +251,10 @@ def calls(
         k = k / (2 if d < 3 else 4)
     if may("beta") and draw(st.booleans(), label="beta?"):
         options["beta"] = simple_array(draw, (*lead, Tk, 1), "beta") / 2
+    if may("decay") and draw(st.booleans(), label="decay?"):
+        # One for each coordinate, or for all; a regression forgets all coordinates alike.
+        columns = 1 if "alpha" in FORMS[form].options else draw(st.sampled_from([1, d]), label="decays")
+        options["decay"] = np.abs(simple_array(draw, (*lead, Tk, columns), "decay")) / 2
     if draw(st.booleans(), label="all digits"):
         q, k, v = (UNROUND * x for x in (q, k, v))
     return Call(q, k, v, options, draw(st.integers(0, 99), label="seed"))

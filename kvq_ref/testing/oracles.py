@@ -91,6 +91,26 @@ def delta_rule(
     return _walk(q, k, v, write, _times(scale), [1.0 if beta is None else beta], past, dv, **options)
 
 
+def gated_linear_attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    scale: float | None = None,
+    decay: ArrayLike | None = None,
+    **options: Any,
+) -> F64:
+    """Loops for :func:`kvq_ref.gated_linear_attention`."""
+    rows: list[ArrayLike] = [1.0 if decay is None else decay]
+    return _walk(q, k, v, _fade_and_add, _times(scale), rows, None, np.shape(v)[-1], **options)
+
+
+def _fade_and_add(s: F64, k_j: F64, v_j: F64, decay_j: F64) -> None:
+    for a in range(s.shape[0]):
+        for c in range(s.shape[1]):
+            s[a, c] = float(decay_j[a if len(decay_j) > 1 else 0]) * float(s[a, c]) + float(k_j[a]) * float(v_j[c])
+
+
 ORACLES: dict[str, Oracle] = {
     f.__name__: f
     for f in (
@@ -101,6 +121,7 @@ ORACLES: dict[str, Oracle] = {
         sigma_intention,
         expressive_intention,
         delta_rule,
+        gated_linear_attention,
     )
 }
 

@@ -145,7 +145,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     bias = np.where(finite, bias, 0.0)
     dz = u * cond[..., None] * z_size
     relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
-    if form in ("linear_attention", "intention"):
+    if form in ("linear_attention", "intention") or FORMS[form].is_sequential:  # a decay of at most 1 only shrinks
         w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z
     elif is_softmax:
         exponent = np.where(finite, z + bias, -np.inf)
@@ -204,6 +204,12 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     units["q"], sizes["q"], counts["q"] = e_dy, dz_size @ np.abs(k), 1 + count @ np.abs(k)
     units["k"] = _t(e_dz + u * dz_size) @ y_size + _t(dz_size) @ (e_y if solve is not None else 0 * e_y)
     sizes["k"], counts["k"] = _t(dz_size) @ y_size, 1 + _t(count) @ y_size
+    if "decay" in call.options and solve is None:
+        # decay_l multiplies what is left of the keys before it: |q_i| |k_j| |dout_i . v_j| of each that query i sees.
+        reach = abs(scale) * y_length[..., None] * seen
+        size = _of_decays(call, reach, k_length[..., None, :] * excess)
+        units["decay"], sizes["decay"] = 2 * u * size, size
+        counts["decay"] = 1 + _of_decays(call, 1 + reach, seen * (1 + k_length[..., None, :]) * (1 + excess))
     if solve is None:
         return units, sizes, counts
 
@@ -231,6 +237,13 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         units["v"] = units["v"] + _t(seen) @ ((u * cond * np.sqrt(solve.inverse) * q_length)[..., None] * d_abs)
         units["alpha"] = units["alpha"] + np.sum(of_k[..., 0], axis=tuple(range(alpha.ndim, q_length.ndim)))
     return units, sizes, counts
+
+
+def _of_decays(call: Call, reach: F64, terms: F64) -> F64:
+    """sum_i reach_il sum_{j < l} terms_ij for the decay of key l."""
+    before = np.cumsum(terms, axis=-1) - terms
+    size = np.sum(reach * before, axis=-2)[..., None]
+    return np.broadcast_to(size, (*size.shape[:-1], call.options["decay"].shape[-1]))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ ByName = dict[str, F64]
 
 def units_in_order(call: Call, u: float, dout: F64 | None) -> tuple[ByName, ByName, ByName]:
     """Units, sizes and counts of underflows, as in :mod:`kvq_ref.testing.rounding`."""
-    walk = Walk.of(call)
+    walk = Walk.of("delta_rule", call)
     k, v, beta = np.linalg.norm(walk.k, axis=-1, keepdims=True), np.abs(walk.v), np.abs(walk.beta)
     stretch = np.maximum(1.0, np.abs(1 - walk.beta * k**2))
     Tk, d = walk.k.shape[-2:]

@@ -23,6 +23,7 @@ PLAIN = {
     "sigma_intention": plain.sigma,
     "expressive_intention": plain.expressive_intention,
     "delta_rule": plain.delta,
+    "gated_linear_attention": plain.gated,
 }
 
 

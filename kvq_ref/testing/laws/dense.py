@@ -58,7 +58,7 @@ def scale_of(form: str, call: Call) -> float:
 def dense(form: str, call: Call) -> F64:
     """The output."""
     if FORMS[form].is_sequential:
-        return out_in_order(call)
+        return out_in_order(form, call)
     visible, z = call.visible(), scores(form, call)
     b = np.zeros(z.shape) + call.options.get("bias", 0.0)
     if form in ("linear_attention", "intention"):

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 from hypothesis import strategies as st
 
+from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.laws.dense import dense, transpose
-from kvq_ref.testing.laws.law import Comparison, law
+from kvq_ref.testing.laws.law import Comparison, law, suppose
 from kvq_ref.testing.laws.least_squares import NO_PAIRS
 from kvq_ref.testing.laws.measured import Measured, ask, at_most, computed, same
 from kvq_ref.testing.target import Target
 from kvq_ref.testing.walks import scale_in_order
 
 DELTA = ("delta_rule",)
+FORGETFUL = frozenset(name for name, form in FORMS.items() if "decay" in form.options)
+AT_DECAY_1 = {"gated_linear_attention": "linear_attention", "mesa_attention": "intention"}
 
 
 def _signed_axes(call: Call, distinct: bool) -> F64:
@@ -131,9 +134,94 @@ def a_key_writes_what_was_wrong(target: Target, call: Call) -> Iterator[Comparis
     yield same("output with one key more", ask(target, whole), ask(target, without) + step)
 
 
+@law(
+    r"f(\text{decay} = 1) = \text{linear attention, or Intention}",
+    forms=FORGETFUL,
+    hint="what came before fades although all decays are 1, or scale is on the wrong side",
+)
+def a_decay_of_one_forgets_nothing(target: Target, call: Call) -> Iterator[Comparison]:
+    """With all decays 1, gated linear attention is linear attention, and mesa attention Intention."""
+    plain = call.but(decay=None)
+    expected = dense(AT_DECAY_1[target.form], plain)
+    ones = np.ones((*call.k.shape[:-1], 1)) if "decay" in target.accepts else None
+    for what, other in (("no decay", plain), ("decays of 1", call.but(decay=ones))):
+        out = ask(target, other)
+        yield Comparison(f"output with {what}", out.value, expected, out.unit, out.limit)
+
+
+def _decays(call: Call) -> F64:
+    return np.asarray(call.options.get("decay", np.ones((*call.k.shape[:-1], 1))))
+
+
+def _after(call: Call) -> F64:
+    """How many keys come after each, of those that a mask of keys shows; shape (..., Tk, 1)."""
+    shown = np.asarray(call.options.get("mask", np.ones((1, call.k.shape[-2]), bool))).astype(float)
+    return np.asarray(transpose(np.cumsum(shown[..., ::-1], axis=-1)[..., ::-1] - shown))
+
+
+@law(
+    r"f(\text{decay}_j / 4) = f(K_{<j} / 2,\ V_{<j} / 2)",
+    forms=FORGETFUL,
+    sets={"decay"},
+    draw=NO_PAIRS,
+    hint="the decay of a key is taken for that of another, or acts on its own pair too",
+)
+def a_decay_acts_on_all_that_came_before(target: Target, call: Call) -> Iterator[Comparison]:
+    """To divide the decay of a key by four is to halve the keys and the values before it, and those alone.
+
+    For a key that the queries see: what is summed are products k_j v_j^T and k_j k_j^T.
+    """
+    Tk = call.k.shape[-2]
+    j = int(call.rng().integers(Tk))
+    suppose(bool(np.all(call.visible()[..., j])))
+    decay = _decays(call).copy()
+    faded = decay.copy()
+    faded[..., j, :] /= 4
+    halved = np.where(np.arange(Tk)[:, None] < j, 0.5, 1.0)
+    other = call.but(k=halved * call.k, v=halved * call.v, decay=decay)
+    yield same(f"output with a quarter of decay {j}", ask(target, call.but(decay=faded)), ask(target, other))
+
+
+@law(
+    r"\text{decay}_j = 0 \Rightarrow f(K, V) = f(K_{\ge j}, V_{\ge j})",
+    forms=FORGETFUL,
+    needs={"keys apart"},
+    sets={"decay"},
+    draw=NO_PAIRS,
+    hint="a decay of 0 does not clear the memory, or clears what is written with it",
+)
+def a_decay_of_zero_forgets_all(target: Target, call: Call) -> Iterator[Comparison]:
+    """Before a key whose decay is 0, that the queries see, all keys might as well not be there."""
+    j = int(call.rng().integers(call.k.shape[-2]))
+    suppose(bool(np.all(call.visible()[..., j])))
+    decay = _decays(call).copy()
+    decay[..., j, :] = 0.0
+    call = call.but(decay=decay)
+    yield same(f"output without what decay {j} forgets", ask(target, call), ask(target, call.keys(slice(j, None))))
+
+
+@law(
+    r"f(K, V; \text{decay} = 1/4) = f(2^{-n} K, 2^{-n} V; 1),\quad n_j \text{ keys after } j",
+    forms=FORGETFUL,
+    sets={"decay"},
+    draw=NO_PAIRS,
+    hint="a decay is applied once and not with every key, or also where a mask hides its key",
+)
+def forgetting_is_exponential(target: Target, call: Call) -> Iterator[Comparison]:
+    """With decays of 1/4 a pair is left with 4^-n after n keys that are seen: as of 2^-n k and 2^-n v without decay."""
+    left = 2.0 ** -_after(call)
+    ones = np.ones((*call.k.shape[:-1], 1))
+    other = call.but(k=left * call.k, v=left * call.v, decay=ones)
+    yield same("output with decays of 1/4", ask(target, call.but(decay=ones / 4)), ask(target, other))
+
+
 RECURRENT = (
     the_last_value_of_a_key_is_recalled,
     orthogonal_keys_make_the_delta_rule_linear,
     small_steps_tend_to_linear_attention,
     a_key_writes_what_was_wrong,
+    a_decay_of_one_forgets_nothing,
+    a_decay_acts_on_all_that_came_before,
+    a_decay_of_zero_forgets_all,
+    forgetting_is_exponential,
 )

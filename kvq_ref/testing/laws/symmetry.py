@@ -120,6 +120,8 @@ def coordinates_may_be_permuted(target: Target, call: Call) -> Iterator[Comparis
     if call.get("feature_map"):
         signs = np.ones(d)
     changed = call.but(q=(call.q * signs)[..., order], k=(call.k * signs)[..., order])
+    if "decay" in call.options and call.options["decay"].shape[-1] == d:
+        changed = changed.but(decay=call.options["decay"][..., order])
     yield same("output in other coordinates", ask(target, changed), ask(target, call))
 
 

@@ -146,7 +146,8 @@ def expressive_intention(
 
 def rows_of(k: Array, x: Any) -> Array:
     """A step or a decay for each key; 1 where none is given."""
-    return np.broadcast_to(np.asarray(1.0 if x is None else x, k.dtype), (*np.shape(x)[:-2], k.shape[-2], 1))
+    x = np.ones((k.shape[-2], 1), k.dtype) if x is None else np.asarray(x)
+    return np.broadcast_to(x, (*x.shape[:-2], k.shape[-2], x.shape[-1]))
 
 
 def delta(
@@ -168,4 +169,24 @@ def delta(
         wrong = v_j - (k_j[..., None, :] @ s)[..., 0, :]
         step = k_j[..., :, None] * (beta_j * wrong)[..., None, :]
         s = s + np.where(seen[..., j, None, None], step, 0)
+    return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)
+
+
+def gated(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    decay: Any = None,
+) -> Array:
+    """One state for each query."""
+    seen, decay = sees(q, k, mask, is_causal), rows_of(k, decay)
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, seen, decay)))
+    s = np.zeros((*lead, q.shape[-2], k.shape[-1], v.shape[-1]), np.float32 if q.dtype == np.float16 else q.dtype)
+    for j in range(k.shape[-2]):
+        k_j, v_j, decay_j = (x[..., None, j, :] for x in (k, v, decay))
+        s = np.where(seen[..., j, None, None], decay_j[..., :, None] * s + k_j[..., :, None] * v_j[..., None, :], s)
     return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)

@@ -114,3 +114,74 @@ def gradient_of_beta_from_the_value_alone(
         return grads
     beta = np.where(options["beta"] == 0, 1, options["beta"])
     return grads | {"beta": np.sum(grads["v"] * v / beta, axis=-1, keepdims=True)}
+
+
+# ---- Gated linear attention ----------------------------------------------------------
+
+
+@mutant("gated_linear", breaks="a decay of zero forgets all")
+def decay_ignored(q: Array, k: Array, v: Array, *, decay: Any = None, **options: Any) -> Array:
+    """The option decay does nothing."""
+    return plain.linear(q, k, v, **options)
+
+
+@mutant("gated_linear")
+def own_pair_fades(q: Array, k: Array, v: Array, *, decay: Any = None, **options: Any) -> Array:
+    """A pair is added first, and fades with its own decay."""
+    return plain.gated(q, plain.rows_of(k, decay) * k, v, decay=decay, **options)
+
+
+@mutant("gated_linear", breaks="a decay acts on all that came before")
+def decay_of_the_key_before(q: Array, k: Array, v: Array, *, decay: Any = None, **options: Any) -> Array:
+    """Off by one: the memory fades with the decay of the key before, the first with none."""
+    decay = plain.rows_of(k, decay)
+    late = np.concatenate([np.ones_like(decay[..., :1, :]), decay[..., :-1, :]], axis=-2)
+    return plain.gated(q, k, v, decay=late, **options)
+
+
+@mutant("gated_linear")
+def decay_of_the_first_coordinate(q: Array, k: Array, v: Array, *, decay: Any = None, **options: Any) -> Array:
+    """One decay is read for all coordinates of a key."""
+    return plain.gated(q, k, v, decay=plain.rows_of(k, decay)[..., :1], **options)
+
+
+@mutant("gated_linear", breaks="a mask is deletion")
+def hidden_key_fades(q: Array, k: Array, v: Array, *, mask: Any = None, decay: Any = None) -> Array:
+    """A mask of keys sets values to zero: the memory still fades with the decays of hidden keys."""
+    if mask is None or mask.shape[-2] != 1:
+        return plain.gated(q, k, v, mask=mask, decay=decay)
+    return plain.gated(q, k, np.where(np.swapaxes(mask, -1, -2), v, 0), decay=decay)
+
+
+@mutant("gated_linear", breaks="pieces give the whole")
+def past_does_not_fade(
+    q: Array, k: Array, v: Array, *, initial_state: Any = None, output_final_state: bool = False, **options: Any
+) -> Any:
+    """The state that is given is added as it was, however many keys have come since."""
+    if options.get("mask") is not None and options["mask"].shape[-2] > 1:
+        return kvq.gated_linear_attention(q, k, v, **options)
+    out, state = kvq.gated_linear_attention(q, k, v, output_final_state=True, **options)
+    if initial_state is not None:
+        out = out + (options.get("scale") or 1) * q @ initial_state.kv
+        state = kvq.GatedLinearState(state.kv + initial_state.kv)
+    return (out, state) if output_final_state else out
+
+
+@wrong_gradient("gated_linear")
+def gradient_of_decay_without_what_faded(dout: Array, q: Array, k: Array, v: Array, **options: Any) -> dict[str, Array]:
+    """The gradient of a decay is taken at the state after its key, with the pair that was added."""
+    grads = kvq.vjp(kvq.gated_linear_attention, q, k, v, **options)[1](dout)._asdict()
+    if grads["decay"] is None:
+        return grads
+    added = grads["k"] * k
+    shared = grads["decay"].shape[-1] == 1
+    return grads | {"decay": grads["decay"] + (np.sum(added, axis=-1, keepdims=True) if shared else added)}
+
+
+@wrong_gradient("gated_linear")
+def gradient_does_not_fade(dout: Array, q: Array, k: Array, v: Array, **options: Any) -> dict[str, Array]:
+    """Backward, the gradient of the state is handed on without the decay."""
+    grads = kvq.vjp(kvq.gated_linear_attention, q, k, v, **options)[1](dout)._asdict()
+    options.pop("decay", None)
+    through = kvq.vjp(kvq.linear_attention, q, k, v, **options)[1](dout)
+    return grads | {"k": through.k, "v": through.v}
