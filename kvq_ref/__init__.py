@@ -25,6 +25,7 @@ from kvq_ref.attention import (
     gated_linear_attention,
     intention,
     linear_attention,
+    mesa_attention,
     sigma_intention,
     softmax_attention,
     vjp,
@@ -36,6 +37,7 @@ from kvq_ref.forms.delta_rule import DeltaRuleState
 from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.forms.mesa import MesaState
 from kvq_ref.heads import merge_heads, split_heads
 from kvq_ref.threads import use_num_threads
 from kvq_ref.types import Grads
@@ -49,6 +51,7 @@ __all__ = [
     "Grads",
     "IntentionState",
     "LinearState",
+    "MesaState",
     "delta_rule",
     "expressive_attention",
     "expressive_intention",
@@ -57,6 +60,7 @@ __all__ = [
     "linear_attention",
     "masks",
     "merge_heads",
+    "mesa_attention",
     "partials",
     "show_config",
     "sigma_intention",

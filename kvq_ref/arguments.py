@@ -30,6 +30,7 @@ from kvq_ref.forms.delta_rule import DeltaRuleState
 from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.forms.mesa import MesaState
 from kvq_ref.masks import is_key_mask, with_key_axis
 from kvq_ref.solvers import GRAM_SOLVERS, SOLVERS
 from kvq_ref.types import Array
@@ -37,6 +38,13 @@ from kvq_ref.types import Array
 DTYPES = (*HALF_DTYPES, *COMPUTE_DTYPES)
 LIBRARIES = "NumPy, CuPy, PyTorch or JAX"
 PER_KEY = frozenset({"beta", "decay"})  # options with a row for each key
+STATES: dict[str, Any] = {
+    "linear_attention": LinearState,
+    "intention": IntentionState,
+    "delta_rule": DeltaRuleState,
+    "gated_linear_attention": GatedLinearState,
+    "mesa_attention": MesaState,
+}
 
 
 def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,11 +312,7 @@ def check_state(
             f"solver: expected one of {', '.join(map(repr, GRAM_SOLVERS))} with an initial_state, which holds "
             f"K^T K and not the keys, got {solver!r}"
         )
-    kind: Any = {
-        "intention": IntentionState,
-        "delta_rule": DeltaRuleState,
-        "gated_linear_attention": GatedLinearState,
-    }.get(form, LinearState)
+    kind: Any = STATES[form]
     if not isinstance(state, kind):
         raise TypeError(f"initial_state: expected a {kind.__name__}, got {type(state).__name__}")
     d, dv = q.shape[-1], v.shape[-1]

@@ -24,7 +24,16 @@ from types import ModuleType
 from typing import Any
 
 from kvq_ref import arrays, kernels, nonfinite
-from kvq_ref.arguments import DTYPES, LIBRARIES, PER_KEY, check_call, check_dtypes, check_same_library, check_word
+from kvq_ref.arguments import (
+    DTYPES,
+    LIBRARIES,
+    PER_KEY,
+    STATES,
+    check_call,
+    check_dtypes,
+    check_same_library,
+    check_word,
+)
 from kvq_ref.arrays import (
     HALF_DTYPES,
     device,
@@ -44,13 +53,10 @@ from kvq_ref.forms import (
     gated_linear,
     intention,
     linear,
+    mesa,
     sigma_intention,
     softmax,
 )
-from kvq_ref.forms.delta_rule import DeltaRuleState
-from kvq_ref.forms.gated_linear import GatedLinearState
-from kvq_ref.forms.intention import IntentionState
-from kvq_ref.forms.linear import LinearState
 from kvq_ref.kernels import linear as fast_linear
 from kvq_ref.kernels import preconditioned as fast_preconditioned
 from kvq_ref.kernels import ridge as fast_ridge
@@ -59,7 +65,6 @@ from kvq_ref.nonfinite import Inputs
 from kvq_ref.types import Array, Grads, map_state
 
 IMPLEMENTATIONS = ("reference", "compiled")
-STATES = (IntentionState, LinearState, DeltaRuleState, GatedLinearState)
 
 
 # ---- The declarations ----------------------------------------------------------------
@@ -174,6 +179,7 @@ FORMS: dict[str, Form] = {
         _form("expressive_intention", expressive_intention, _kernel(fast_preconditioned, "expressive")),
         _form("delta_rule", delta_rule),
         _form("gated_linear_attention", gated_linear),
+        _form("mesa_attention", mesa),
     )
 }
 
@@ -404,7 +410,7 @@ def _copy(x: Array) -> Array:
 
 def _apart(x: Any, into: Array) -> Any:
     """An argument that the pullback can keep: a copy, where writing into ``into`` might change it."""
-    if isinstance(x, STATES):
+    if type(x) in STATES.values():
         return map_state(lambda part: _apart(part, into), x)
     return _copy(x) if is_array(x) and may_overlap(x, into) else x
 

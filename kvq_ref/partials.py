@@ -51,6 +51,7 @@ from kvq_ref.forms import (
     gated_linear,
     intention,
     linear,
+    mesa,
     sigma_intention,
     softmax,
 )
@@ -228,6 +229,7 @@ FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     # No rounds: the keys have an order, and the state of one piece is the beginning of the next.
     "delta_rule": (delta_rule, ()),
     "gated_linear_attention": (gated_linear, ()),
+    "mesa_attention": (mesa, ()),
 }
 
 

@@ -40,8 +40,8 @@ DESIGNED = {
     *("vjp", "use_implementation", "use_backend", "use_num_threads", "show_config"),
 }
 HELPERS = {"FeatureMap", "Grads", "IntentionState", "LinearState", "masks", "merge_heads", "partials", "split_heads"}
-RECURRENT = {"delta_rule", "gated_linear_attention"}
-STATES = {"DeltaRuleState", "GatedLinearState"}
+RECURRENT = {"delta_rule", "gated_linear_attention", "mesa_attention"}
+STATES = {"DeltaRuleState", "GatedLinearState", "MesaState"}
 
 
 def test_public_names() -> None:
@@ -69,6 +69,7 @@ SIGNATURES = {
     "sigma_intention": "alpha, mask=None, bias=None, is_causal=False, scale=None, solver='auto'",
     "expressive_intention": "alpha, mask=None, bias=None, is_causal=False, scale=None, solver='auto'",
     "delta_rule": "mask=None, is_causal=False, scale=None, beta=None, initial_state=None, output_final_state=False",
+    "mesa_attention": "alpha, mask=None, is_causal=False, decay=None, initial_state=None, output_final_state=False",
     "gated_linear_attention": "mask=None, is_causal=False, scale=None, decay=None, "
     "initial_state=None, output_final_state=False",
 }

@@ -260,7 +260,7 @@ def test_intention_without_penalty_is_of_minimum_norm(solver: str, kind: str, rn
 
 
 # With the decay left at 1, what nothing is forgotten by.
-AT_DECAY_1 = ("gated_linear_attention",)
+AT_DECAY_1 = ("gated_linear_attention", "mesa_attention")
 
 
 def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list[int]], **options: Any) -> Any:

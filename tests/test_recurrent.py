@@ -34,7 +34,7 @@ def test_which_forms_are_sequential() -> None:
     assert [form.name for form in SEQUENTIAL] == SEQUENTIAL_NAMES
 
 
-SEQUENTIAL_NAMES = ["delta_rule", "gated_linear_attention"]
+SEQUENTIAL_NAMES = ["delta_rule", "gated_linear_attention", "mesa_attention"]
 
 
 @each_sequential
@@ -169,6 +169,23 @@ def test_decays_that_underflow_are_no_divisors(rng: np.random.Generator) -> None
     weights = np.tril(0.05 ** np.clip(np.subtract.outer(np.arange(400), np.arange(400)), 0, 200).astype(float))
     assert relative_error(out, (weights * (q @ k.T)) @ v) < 1e-12
     assert all(np.isfinite(g).all() for g in pullback(out)[:3])
+
+
+def test_mesa_without_penalty_is_the_fit_of_minimum_norm(rng: np.random.Generator) -> None:
+    """At alpha = 0, from the eigenvalues of H: for keys of rank 2 of 3; gradients as Intention's."""
+    q, k, v = (rng.standard_normal((7, n)) for n in (3, 3, 2))
+    decay = rng.uniform(0.5, 0.9, (7, 1))
+    flat = k * [1.0, 1.0, 0.0]
+    for is_causal in (False, True):
+        options = {"alpha": 0.0, "decay": decay, "is_causal": is_causal}
+        out = kvq.mesa_attention(q, flat, v, **options)
+        rows = range(2, 7) if is_causal else range(7)  # after two keys the plane is spanned
+        expected = ORACLES["mesa_attention"](q, flat, v, **options)
+        assert relative_error(out[rows], expected[rows]) < 1e-8
+    k[:3] = np.eye(3)
+    got, expected = (kvq.vjp(form, q, k, v, alpha=0.0) for form in (kvq.mesa_attention, kvq.intention))
+    for a, b in zip(got[1](got[0])[:3], expected[1](got[0])[:3], strict=True):
+        assert relative_error(a, b) < 1e-9
 
 
 def test_delta_rule_from_a_state_is_brute_force(rng: np.random.Generator) -> None:

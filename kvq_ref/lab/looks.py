@@ -34,6 +34,7 @@ LOOKS = {
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),
     "delta_rule": Look("delta rule", "linear", sequential=True),
     "gated_linear_attention": Look("gated linear", "linear", sequential=True),
+    "mesa_attention": Look("mesa", "linear", preconditioned=True, sequential=True),
     "mean": Look("mean of the context", "yardstick"),
     "majority": Look("majority class", "yardstick"),
     "neighbours": Look("nearest neighbours", "yardstick"),

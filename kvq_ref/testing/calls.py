@@ -109,10 +109,26 @@ class Call:
         mask = mask & np.tri(Tq, Tk, dtype=bool) if self.is_causal else mask
         return np.asarray(np.broadcast_to(mask, (*self.q.shape[:-1], Tk)))
 
+    def left(self) -> F64:
+        """How much of each key is left for each query, shape (..., Tq, Tk): 1 without a decay, and 0 if it is not seen.
+
+        The product of the decays of the keys after it, of those that the query sees; for a decay of one column.
+        """
+        visible = self.visible()
+        if "decay" not in self.options:
+            return visible.astype(float)
+        fades = np.where(visible, np.swapaxes(self.options["decay"], -1, -2), 1.0)
+        from_here = np.cumprod(fades[..., ::-1], axis=-1)[..., ::-1]
+        after = np.concatenate([from_here[..., 1:], np.ones_like(from_here[..., :1])], axis=-1)
+        return np.where(visible, after, 0.0)
+
     def sums_seen(self) -> tuple[F64, F64]:
-        """(K^T K, K^T V) of the keys that each query sees, shapes (..., Tq, d, d) and (..., Tq, d, dv)."""
+        """(K^T K, K^T V) of the keys that each query sees, shapes (..., Tq, d, d) and (..., Tq, d, dv).
+
+        Where there is a decay, a key counts with what is left of it.
+        """
         _, _, d, dv = self.sizes
-        visible = self.visible().astype(float)
+        visible = self.left()
         sums = []
         for x, n in ((self.k, d), (self.v, dv)):
             products = self.k[..., :, None] * x[..., None, :]

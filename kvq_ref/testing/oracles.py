@@ -105,6 +105,24 @@ def gated_linear_attention(
     return _walk(q, k, v, _fade_and_add, _times(scale), rows, None, np.shape(v)[-1], **options)
 
 
+def mesa_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, decay: ArrayLike | None = None, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.mesa_attention`: the state is K^T K and K^T V side by side."""
+    d, dv = np.shape(q)[-1], np.shape(v)[-1]
+
+    def write(s: F64, k_j: F64, v_j: F64, decay_j: F64) -> None:
+        _fade_and_add(s, k_j, np.concatenate([k_j, v_j]), decay_j)
+
+    def read(q_i: F64, s: F64, penalty: float) -> F64:
+        h, w = s[:, :d] + penalty * np.eye(d), s[:, d:]
+        y = np.asarray(np.linalg.solve(h, q_i) if penalty > 0 or d == 0 else np.linalg.pinv(h, hermitian=True) @ q_i)
+        return np.array([_dot(y, w[:, c]) for c in range(dv)])
+
+    rows: list[ArrayLike] = [1.0 if decay is None else decay]
+    return _walk(q, k, v, write, read, rows, None, d + dv, alpha=alpha, **options)
+
+
 def _fade_and_add(s: F64, k_j: F64, v_j: F64, decay_j: F64) -> None:
     for a in range(s.shape[0]):
         for c in range(s.shape[1]):
@@ -122,6 +140,7 @@ ORACLES: dict[str, Oracle] = {
         expressive_intention,
         delta_rule,
         gated_linear_attention,
+        mesa_attention,
     )
 }
 

@@ -228,6 +228,17 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         found["q"] = np.broadcast_to(of_x[..., None], q.shape)
         found["k"] = found["k"] + 2 * k_length[..., None] * (_t(visible.astype(float)) @ of_xy[..., None])
         found["alpha"] = np.sum(of_xy * d, axis=tuple(range(alpha.ndim, of_xy.ndim)))
+    if "decay" in call.options:
+        # As above, and through H: what is left of the keys before it, |x| |y| |k_j|^2 of each.
+        spread = np.where(visible, k_length[..., None, :] ** 2, 0.0)
+        along = k_length[..., None, :] * excess
+        for found, of_xy, of_y, once in (
+            (units, e_xy, u * (cond + 1) * y_length, 0.0),
+            (sizes, x * y_length, y_length, 0.0),
+            (counts, count_x * y_length, 1 + y_length, 1.0),
+        ):
+            through_h = _of_decays(call, of_xy[..., None] * visible, spread)
+            found["decay"] = once + through_h + _of_decays(call, of_y[..., None] * visible, once * visible + along)
     if e_w is not None:
         q_length = np.linalg.norm(q, axis=-1)
         through = np.sum(d_abs * e_w, axis=-1)

@@ -24,6 +24,7 @@ PLAIN = {
     "expressive_intention": plain.expressive_intention,
     "delta_rule": plain.delta,
     "gated_linear_attention": plain.gated,
+    "mesa_attention": plain.mesa,
 }
 
 

@@ -57,6 +57,8 @@ def scale_of(form: str, call: Call) -> float:
 
 def dense(form: str, call: Call) -> F64:
     """The output."""
+    if FORMS[form].is_sequential and "alpha" in FORMS[form].options:
+        return np.asarray(preconditioned(call) @ transpose(call.k) * call.left() @ call.v)
     if FORMS[form].is_sequential:
         return out_in_order(form, call)
     visible, z = call.visible(), scores(form, call)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import F64, Call
-from kvq_ref.testing.laws.dense import dense, transpose
+from kvq_ref.testing.laws.dense import dense, preconditioned, transpose
 from kvq_ref.testing.laws.law import Comparison, law, suppose
 from kvq_ref.testing.laws.least_squares import NO_PAIRS
 from kvq_ref.testing.laws.measured import Measured, ask, at_most, computed, same
@@ -215,6 +215,40 @@ def forgetting_is_exponential(target: Target, call: Call) -> Iterator[Comparison
     yield same("output with decays of 1/4", ask(target, call.but(decay=ones / 4)), ask(target, other))
 
 
+@law(
+    r"f(Q, K, V; \text{decay}) = G(Q^*, K, V; \text{decay}),\quad q^*_i = (H_i + \alpha I)^{-1} q_i",
+    forms=["mesa_attention"],
+    hint="keys and values fade in one of the two sums alone, or alpha fades with them",
+)
+def mesa_is_gated_linear_attention_of_other_queries(target: Target, call: Call) -> Iterator[Comparison]:
+    """Mesa attention is gated linear attention of the queries (H_i + alpha I)^-1 q_i, with the same decays.
+
+    H_i is the sum of what is left of k k^T of the keys that query i sees.
+    """
+    gated = call.but(q=preconditioned(call), alpha=None)
+    out = ask(target, call)
+    yield Comparison("output", out.value, dense("gated_linear_attention", gated), out.unit, out.limit)
+
+
+@law(
+    r"H (q \mapsto f)\text{: } (H + \alpha I) W^* = W,\quad W^* = f(I)",
+    forms=["mesa_attention"],
+    needs={"keys apart"},
+    draw=NO_PAIRS,
+    hint="what is left of a pair is not the product of the decays after it, in both sums",
+)
+def the_fading_fit_solves_its_normal_equations(target: Target, call: Call) -> Iterator[Comparison]:
+    """At q = I the output is W*, where the gradient of sum_j c_j |v_j - k_j W|^2 + alpha |W|^2 is zero."""
+    call = call.but(is_causal=None)
+    d = call.k.shape[-1]
+    fit = ask(target, call.but(q=np.broadcast_to(np.eye(d), (*call.q.shape[:-2], d, d))))
+    c = transpose(call.queries([0]).left())
+    h = transpose(c * call.k) @ call.k + call.options["alpha"] * np.eye(d)
+    left = Measured(h @ fit.value, np.abs(h) @ fit.unit, fit.limit)
+    sizes = transpose(np.abs(c * call.k)) @ np.abs(call.v) + np.abs(h) @ np.abs(fit.value)
+    yield same("(H + alpha I) W, against the sum of c k v", left, computed(transpose(c * call.k) @ call.v, sizes))
+
+
 RECURRENT = (
     the_last_value_of_a_key_is_recalled,
     orthogonal_keys_make_the_delta_rule_linear,
@@ -224,4 +258,6 @@ RECURRENT = (
     a_decay_acts_on_all_that_came_before,
     a_decay_of_zero_forgets_all,
     forgetting_is_exponential,
+    mesa_is_gated_linear_attention_of_other_queries,
+    the_fading_fit_solves_its_normal_equations,
 )

@@ -190,3 +190,34 @@ def gated(
         k_j, v_j, decay_j = (x[..., None, j, :] for x in (k, v, decay))
         s = np.where(seen[..., j, None, None], decay_j[..., :, None] * s + k_j[..., :, None] * v_j[..., None, :], s)
     return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)
+
+
+def left(seen: Array, decay: Array) -> Array:
+    """What is left of each key for each query, (..., Tq, Tk): the decays of the keys after it that the query sees."""
+    fades = np.where(seen, t(decay).astype(np.float64), 1)
+    after = np.concatenate([fades[..., 1:], np.ones_like(fades[..., :1])], axis=-1)
+    return np.where(seen, np.cumprod(after[..., ::-1], axis=-1)[..., ::-1], 0)
+
+
+def faded_fit(q: Array, k: Array, v: Array, alpha: Any, in_h: Array, in_w: Array) -> Array:
+    """q (H + alpha I)^-1 W, with so much of each key in H, and in W; worked in float64."""
+    k = k.astype(np.float64)
+    h = np.einsum("...ij,...jd,...je->...ide", in_h, k, k) + np.asarray(alpha)[..., None, None, None] * np.eye(
+        k.shape[-1]
+    )
+    y = np.linalg.solve(h, q[..., None].astype(np.float64))[..., 0]
+    return (((y @ t(k)) * in_w) @ v).astype(q.dtype)
+
+
+def mesa(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    decay: Any = None,
+) -> Array:
+    c = left(sees(q, k, mask, is_causal), rows_of(k, decay))
+    return faded_fit(q, k, v, alpha, c, c)

@@ -185,3 +185,91 @@ def gradient_does_not_fade(dout: Array, q: Array, k: Array, v: Array, **options:
     options.pop("decay", None)
     through = kvq.vjp(kvq.linear_attention, q, k, v, **options)[1](dout)
     return grads | {"k": through.k, "v": through.v}
+
+
+# ---- Mesa attention ------------------------------------------------------------------
+
+
+@mutant("mesa", breaks="a decay of zero forgets all")
+def mesa_forgets_nothing(q: Array, k: Array, v: Array, *, alpha: Any, decay: Any = None, **options: Any) -> Array:
+    """The option decay does nothing: Intention."""
+    return plain.mesa(q, k, v, alpha=alpha, **options)
+
+
+@mutant("mesa", breaks="mesa is gated linear attention of other queries")
+def gram_does_not_fade(
+    q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, is_causal: bool = False, decay: Any = None
+) -> Array:
+    """The sum of k v^T fades, and that of k k^T does not."""
+    seen = sees(q, k, mask, is_causal)
+    return plain.faded_fit(q, k, v, alpha, seen.astype(float), plain.left(seen, plain.rows_of(k, decay)))
+
+
+@mutant("mesa", breaks="mesa is gated linear attention of other queries")
+def gram_fades_twice(
+    q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, is_causal: bool = False, decay: Any = None
+) -> Array:
+    """Keys are multiplied by what is left of them, so that the Gram matrix has its square."""
+    c = plain.left(sees(q, k, mask, is_causal), plain.rows_of(k, decay))
+    return plain.faded_fit(q, k, v, alpha, c**2, c)
+
+
+@mutant("mesa", breaks="the fading fit solves its normal equations")
+def alpha_fades(
+    q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, is_causal: bool = False, decay: Any = None
+) -> Array:
+    """H begins with alpha I, and so alpha fades like a key before the first."""
+    seen, decay = sees(q, k, mask, is_causal), plain.rows_of(k, decay)
+    c = plain.left(seen, decay)
+    of_alpha = np.prod(np.where(seen, np.swapaxes(decay, -1, -2), 1), axis=-1)
+    d = k.shape[-1]
+    h = np.einsum("...ij,...jd,...je->...ide", c, k, k)
+    h = h + (np.asarray(alpha)[..., None] * of_alpha + 1e-12)[..., None, None] * np.eye(d)
+    y = np.linalg.solve(h, q[..., None])[..., 0]
+    return (((y @ np.swapaxes(k, -1, -2)) * c) @ v).astype(q.dtype)
+
+
+@mutant("mesa", breaks="a mask is deletion")
+def hidden_key_fades_the_sums(
+    q: Array, k: Array, v: Array, *, alpha: Any, mask: Any = None, decay: Any = None
+) -> Array:
+    """A hidden key is in no sum, but what came before it fades with its decay all the same."""
+    seen = sees(q, k, mask)
+    c = plain.left(np.ones_like(seen), plain.rows_of(k, decay)) * seen
+    return plain.faded_fit(q, k, v, alpha, c, c)
+
+
+@mutant("mesa")
+def future_in_the_fading_gram(
+    q: Array, k: Array, v: Array, *, alpha: Any, is_causal: bool = False, decay: Any = None
+) -> Array:
+    """In a causal call H is that of all keys: the future leaks through the fit."""
+    decay = plain.rows_of(k, decay)
+    all_keys, own = (plain.left(sees(q, k, None, causal), decay) for causal in (False, is_causal))
+    return plain.faded_fit(q, k, v, alpha, all_keys, own)
+
+
+@mutant("mesa", breaks="pieces give the whole")
+def gram_lost_from_the_mesa_state(
+    q: Array, k: Array, v: Array, *, alpha: Any, initial_state: Any = None, output_final_state: bool = False
+) -> Any:
+    """The state carries the sum of k v^T, and starts that of k k^T anew."""
+    if initial_state is not None:
+        initial_state = kvq.MesaState(0 * initial_state.kk, initial_state.kv)
+    out, state = kvq.mesa_attention(q, k, v, alpha=alpha, initial_state=initial_state, output_final_state=True)
+    return (out, state) if output_final_state else out
+
+
+@wrong_gradient("mesa")
+def gradient_of_decay_through_one_sum(
+    dout: Array, q: Array, k: Array, v: Array, *, alpha: Any, **options: Any
+) -> dict[str, Array]:
+    """The gradient of a decay comes through k v^T alone: what the fit forgets of the keys has none."""
+    grads = kvq.vjp(kvq.mesa_attention, q, k, v, alpha=alpha, **options)[1](dout)._asdict()
+    if grads["decay"] is None:
+        return grads
+    c = plain.left(sees(q, k, options.get("mask"), bool(options.get("is_causal"))), options["decay"])
+    h = np.einsum("...ij,...jd,...je->...ide", c, k, k) + np.asarray(alpha)[..., None, None, None] * np.eye(k.shape[-1])
+    y = np.linalg.solve(h, q[..., None])[..., 0].astype(q.dtype)
+    through = kvq.vjp(kvq.gated_linear_attention, y, k, v, **options)[1](dout)
+    return grads | {"decay": through.decay}
