@@ -19,11 +19,14 @@ from kvq_ref import kernels as _kernels
 from kvq_ref import masks, partials
 from kvq_ref.arrays import use_backend
 from kvq_ref.attention import (
+    delta_rule,
     expressive_attention,
     expressive_intention,
+    gated_linear_attention,
     intention,
     linear_attention,
     local_linear_attention,
+    mesa_attention,
     quadratic_attention,
     sigma_intention,
     sigmoid_attention,
@@ -34,8 +37,11 @@ from kvq_ref.attention import (
 from kvq_ref.config import show_config
 from kvq_ref.dispatch import use_implementation
 from kvq_ref.features import FeatureMap
+from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.forms.mesa import MesaState
 from kvq_ref.heads import merge_heads, split_heads
 from kvq_ref.threads import use_num_threads
 from kvq_ref.types import Grads
@@ -43,17 +49,23 @@ from kvq_ref.types import Grads
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeltaRuleState",
     "FeatureMap",
+    "GatedLinearState",
     "Grads",
     "IntentionState",
     "LinearState",
+    "MesaState",
+    "delta_rule",
     "expressive_attention",
     "expressive_intention",
+    "gated_linear_attention",
     "intention",
     "linear_attention",
     "local_linear_attention",
     "masks",
     "merge_heads",
+    "mesa_attention",
     "partials",
     "quadratic_attention",
     "show_config",

@@ -26,14 +26,25 @@ from kvq_ref.arrays import (
     namespace,
 )
 from kvq_ref.features import FEATURE_MAPS, FeatureMap, elementwise
+from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.forms.mesa import MesaState
 from kvq_ref.masks import is_key_mask, with_key_axis
 from kvq_ref.solvers import GRAM_SOLVERS, SOLVERS
 from kvq_ref.types import Array
 
 DTYPES = (*HALF_DTYPES, *COMPUTE_DTYPES)
 LIBRARIES = "NumPy, CuPy, PyTorch or JAX"
+PER_KEY = frozenset({"beta", "decay"})  # options with a row for each key
+STATES: dict[str, Any] = {
+    "linear_attention": LinearState,
+    "intention": IntentionState,
+    "delta_rule": DeltaRuleState,
+    "gated_linear_attention": GatedLinearState,
+    "mesa_attention": MesaState,
+}
 
 
 def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,8 +59,7 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
     """
     arrays = {"q": q, "k": k, "v": v}
     arrays |= {name: options[name] for name in ("mask", "bias") if options.get(name) is not None}
-    if is_array(options.get("alpha")):
-        arrays["alpha"] = options["alpha"]
+    arrays |= {name: options[name] for name in ("alpha", "beta", "decay") if is_array(options.get(name))}
     check_same_library(arrays)
     check_dtypes({name: x for name, x in arrays.items() if name != "mask"})
     check_qkv_shapes(q, k, v)
@@ -73,6 +83,11 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
         ready["offset"] = check_number("offset", ready["offset"], "a real number", q)
     if "alpha" in ready:
         ready["alpha"] = check_alpha(ready["alpha"], q)
+    if ready.get("beta") is not None:
+        ready["beta"] = check_per_key("beta", ready["beta"], q, k)
+    if ready.get("decay") is not None:
+        of_coordinates = q.shape[-1] if form == "gated_linear_attention" else 1
+        ready["decay"] = check_per_key("decay", ready["decay"], q, k, of_coordinates)
     if "solver" in ready:
         check_word("solver", ready["solver"], SOLVERS)
     if "normalize" in ready:
@@ -80,6 +95,8 @@ def check_call(form: str, q: Array, k: Array, v: Array, options: Mapping[str, An
     if "feature_map" in ready:
         ready["feature_map"] = check_feature_map(ready["feature_map"])
     leading = check_leading(arrays)
+    if ready.get("decay") is not None:
+        check_decay(ready["decay"], ready["mask"])
     if "initial_state" in ready:
         returns_state = check_flag("output_final_state", ready.get("output_final_state", False))
         leading = check_leading(arrays | check_state(form, ready, returns_state, q, k, v))
@@ -199,6 +216,30 @@ def check_alpha(alpha: Any, q: Array) -> Array:
     return alpha
 
 
+def check_per_key(name: str, x: Any, q: Array, k: Array, columns: int = 1) -> Array:
+    """A number for all keys, or an array with a row for each; what is not finite in it is those queries' who see it."""
+    xp = namespace(q)
+    if not is_array(x):
+        x = check_number(name, x, "a real number or an array", q)
+        wide = xp.float32 if dtype_name(q) in HALF_DTYPES else q.dtype
+        return xp.asarray(x, dtype=wide, device=device(q))
+    if x.ndim < 2 or x.shape[-2] not in (1, k.shape[-2]) or x.shape[-1] not in (1, columns):
+        wanted = " or ".join(f"(..., {k.shape[-2]}, {n})" for n in dict.fromkeys((1, columns)))
+        raise ValueError(f"{name}: expected shape {wanted}, a row for each key, got {tuple(x.shape)}")
+    return x
+
+
+def check_decay(decay: Array, mask: Array | None) -> None:
+    """Factors from 0 to 1: what is left of what came before. Behind a mask there may be anything."""
+    xp = namespace(decay)
+    wrong = xp.isfinite(decay) & ((decay < 0) | (decay > 1))
+    if mask is not None and decay.ndim:
+        wrong = wrong & xp.any(mask, axis=-2)[..., None]
+    if bool(xp.any(wrong)):
+        got = "an array with an entry outside" if decay.ndim else f"{float(decay):g}"
+        raise ValueError(f"decay: expected numbers from 0 to 1, got {got}")
+
+
 def check_word(name: str, word: object, known: Iterable[str]) -> None:
     """One of a few words, with the nearest if it is none of them."""
     known = list(known)
@@ -273,7 +314,7 @@ def check_state(
             f"solver: expected one of {', '.join(map(repr, GRAM_SOLVERS))} with an initial_state, which holds "
             f"K^T K and not the keys, got {solver!r}"
         )
-    kind: Any = IntentionState if form == "intention" else LinearState
+    kind: Any = STATES[form]
     if not isinstance(state, kind):
         raise TypeError(f"initial_state: expected a {kind.__name__}, got {type(state).__name__}")
     d, dv = q.shape[-1], v.shape[-1]
@@ -281,7 +322,7 @@ def check_state(
         m = d if options["feature_map"] in FEATURE_MAPS.values() else "m"  # a feature map of one's own may change d
         expected = {"kv": (m, dv), "k_sum": (m, 1)}
     else:
-        expected = {"gram": (d, d), "kv": (d, dv)}
+        expected = {name: (d, dv if name == "kv" else d) for name in kind._fields}
     for name, shape in expected.items():
         x = getattr(state, name)
         check_same_library({"q": q, f"initial_state.{name}": x})

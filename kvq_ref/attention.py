@@ -15,8 +15,11 @@ from typing import Any
 
 from kvq_ref.dispatch import FORMS, Pullback, call, differentiable_call
 from kvq_ref.features import FeatureMapLike
+from kvq_ref.forms.delta_rule import DeltaRuleState
+from kvq_ref.forms.gated_linear import GatedLinearState
 from kvq_ref.forms.intention import IntentionState
 from kvq_ref.forms.linear import LinearState
+from kvq_ref.forms.mesa import MesaState
 from kvq_ref.types import Array
 
 
@@ -858,6 +861,281 @@ def expressive_intention(
     return call("expressive_intention", q, k, v, options)
 
 
+def delta_rule(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    beta: float | Array | None = None,
+    initial_state: DeltaRuleState | None = None,
+    output_final_state: bool = False,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """The delta rule: linear attention that writes, for each key, what its memory has wrong.
+
+    ``S_j = S_{j-1} + beta_j k_j (v_j - S_{j-1}^T k_j)^T`` over the keys that a query sees, in their order, and
+    ``out_i = scale * S^T q_i`` after the last of them.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys. Where ``beta_j |k_j|^2`` is above 2 the state grows from key to key: they are
+        normalised as a rule.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query sees a key: one that it does not see is left out of its sequence, with
+        its beta. What it hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the output.
+    beta : float or array, shape (..., Tk, 1), default 1
+        Size of each key's step, any finite number. An array may have one row for all keys.
+    initial_state : DeltaRuleState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : DeltaRuleState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O((Tq + Tk) d dv), memory O(Tk d dv); a (Tq, Tk) mask makes it Tq walks along the keys, and
+    both Tq times as large. The order of the keys matters.
+    Source: Schlag, Irie & Schmidhuber 2021, arXiv 2102.11174; Yang et al. 2024, arXiv 2406.06484.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # the first key comes again, with another value
+    >>> v = np.array([[1.0], [2.0], [3.0]])
+    >>> kvq.delta_rule(k, k, v)
+    array([[3.],
+           [2.],
+           [3.]])
+    >>> kvq.linear_attention(k, k, v)
+    array([[4.],
+           [2.],
+           [4.]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "beta": beta,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("delta_rule", q, k, v, options)
+
+
+def gated_linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    decay: float | Array | None = None,
+    initial_state: GatedLinearState | None = None,
+    output_final_state: bool = False,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Gated linear attention: linear attention whose memory fades with every key.
+
+    ``S_j = diag(decay_j) S_{j-1} + k_j v_j^T`` over the keys that a query sees, in their order, and
+    ``out_i = scale * S^T q_i`` after the last of them.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        True where a query sees a key: one that it does not see is left out of its sequence, with
+        its decay. What it hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    scale : float, default 1
+        Factor of the output.
+    decay : float or array, shape (..., Tk, d) or (..., Tk, 1), default 1
+        What key j leaves of the memory before it, from 0 to 1, for each coordinate or for all. An array
+        may have one row for all keys.
+    initial_state : GatedLinearState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : GatedLinearState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O((Tq + Tk) d dv), memory O(Tk d dv); a (Tq, Tk) mask makes it Tq walks along the keys, and
+    both Tq times as large. The order of the keys matters, unless all decays are 1.
+    Source: Yang et al. 2023, arXiv 2312.06635.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> q = k = v = np.ones((3, 1))
+    >>> kvq.gated_linear_attention(q, k, v, is_causal=True, decay=0.5)
+    array([[1.  ],
+           [1.5 ],
+           [1.75]])
+    """
+    options: dict[str, Any] = {
+        "mask": mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "decay": decay,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("gated_linear_attention", q, k, v, options)
+
+
+def mesa_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: float | Array,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    decay: float | Array | None = None,
+    initial_state: MesaState | None = None,
+    output_final_state: bool = False,
+    out: Array | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Mesa attention: Intention whose keys and values fade with every key.
+
+    ``H_j = decay_j H_{j-1} + k_j k_j^T`` and ``W_j = decay_j W_{j-1} + k_j v_j^T`` over the keys that a query
+    sees, in their order, and ``out_i = q_i (H + alpha I)^-1 W`` after the last of them.
+
+    Parameters
+    ----------
+    q : array, shape (..., Tq, d)
+        Queries.
+    k : array, shape (..., Tk, d)
+        Keys.
+    v : array, shape (..., Tk, dv)
+        Values.
+    alpha : float or array, shape (...)
+        Ridge penalty, >= 0, as in Intention; it does not fade. An array broadcasts over the leading
+        axes. 0 means the minimum-norm least-squares solution.
+    mask : array of bool, broadcasts to (..., Tq, Tk), optional
+        Which keys enter the regression of a query: one that does not is left out of its sequence,
+        with its decay. What it hides may hold NaN or inf.
+    is_causal : bool, default False
+        Whether query i sees keys 0 .. i only.
+    decay : float or array, shape (..., Tk, 1), default 1
+        What key j leaves of the sums before it, from 0 to 1. An array may have one row for all keys.
+    initial_state : MesaState, optional
+        What came before the first key, as returned by an earlier call.
+    output_final_state : bool, default False
+        Whether to return the state after the last key as well.
+    out : array, optional
+        Where to write the result, which is then what is returned: an array of its
+        shape, library, dtype and device. It may overlap the arguments.
+    implementation : {"reference", "compiled", None}
+        How to compute it; None takes the best that serves these arguments.
+
+    Returns
+    -------
+    out : array, shape (..., Tq, dv)
+        In the library, dtype and device of the arguments.
+    state : MesaState
+        Only with ``output_final_state=True``: the return value is then ``(out, state)``.
+        In float32 if the arguments are of half precision.
+
+    Raises
+    ------
+    TypeError
+        Arguments of different libraries, or of a wrong or different dtype.
+    ValueError
+        A wrong shape or value, or an implementation that cannot serve the call.
+
+    Notes
+    -----
+    Time O(Tk d (d + dv) + d^3 + Tq d (d + dv)), memory O(Tk d (d + dv)). Causal: time O(T d^3 + T d dv). A (Tq, Tk)
+    mask: Tq walks along the keys and Tq regressions. The order of the keys matters, unless all decays are 1. Solved
+    by Cholesky, or by the eigenvalues of H at alpha = 0 and where Cholesky fails.
+    Source: von Oswald et al. 2023, arXiv 2309.05858, and 2025, arXiv 2506.05233; that alpha does not fade was chosen.
+
+    Examples
+    --------
+    >>> import numpy as np, kvq_ref as kvq
+    >>> k = np.ones((3, 1))  # the value of one key changes: 0, 0, then 1
+    >>> v = np.array([[0.0], [0.0], [1.0]])
+    >>> [float(kvq.mesa_attention(k[:1], k, v, alpha=0.0, decay=decay)[0, 0].round(3)) for decay in (1.0, 0.5, 0.0)]
+    [0.333, 0.571, 1.0]
+    """
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "mask": mask,
+        "is_causal": is_causal,
+        "decay": decay,
+        "initial_state": initial_state,
+        "output_final_state": output_final_state,
+        "out": out,
+        "implementation": implementation,
+    }
+    return call("mesa_attention", q, k, v, options)
+
+
 def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) -> tuple[Any, Pullback]:
     """Evaluate a form, and get the function that carries a gradient back through it.
 
@@ -879,8 +1157,8 @@ def vjp(form: Callable[..., Any], q: Array, k: Array, v: Array, **options: Any) 
     pullback : callable
         ``pullback(dout) -> grads``, where dout is the gradient of a scalar with
         respect to out and grads has the gradients of that scalar as ``.q``, ``.k``,
-        ``.v``, and ``.bias``, ``.alpha``, ``.initial_state`` where these were given (None
-        where not). Each has the shape of its argument. Where a state is
+        ``.v``, and ``.bias``, ``.alpha``, ``.beta``, ``.decay``, ``.initial_state`` where these were
+        given (None where not). Each has the shape of its argument. Where a state is
         returned it takes ``(dout, dstate)``; ``dstate`` may be None. It can be called
         more than once. It keeps q, k and v themselves and no copies (unless ``out=``
         overlaps them): leave them as they are until it has been called; out may be

@@ -24,7 +24,16 @@ from types import ModuleType
 from typing import Any
 
 from kvq_ref import arrays, kernels, nonfinite
-from kvq_ref.arguments import DTYPES, LIBRARIES, check_call, check_dtypes, check_same_library, check_word
+from kvq_ref.arguments import (
+    DTYPES,
+    LIBRARIES,
+    PER_KEY,
+    STATES,
+    check_call,
+    check_dtypes,
+    check_same_library,
+    check_word,
+)
 from kvq_ref.arrays import (
     HALF_DTYPES,
     device,
@@ -38,19 +47,20 @@ from kvq_ref.arrays import (
     transpose,
 )
 from kvq_ref.forms import (
+    delta_rule,
     expressive,
     expressive_intention,
+    gated_linear,
     intention,
     linear,
     local_linear,
+    mesa,
     quadratic,
     sigma_intention,
     sigmoid,
     softmax,
     taylor,
 )
-from kvq_ref.forms.intention import IntentionState
-from kvq_ref.forms.linear import LinearState
 from kvq_ref.grid import GRID
 from kvq_ref.kernels import linear as fast_linear
 from kvq_ref.kernels import preconditioned as fast_preconditioned
@@ -60,7 +70,6 @@ from kvq_ref.nonfinite import Inputs
 from kvq_ref.types import Array, Grads, map_state
 
 IMPLEMENTATIONS = ("reference", "compiled")
-STATES = (IntentionState, LinearState)
 
 
 # ---- The declarations ----------------------------------------------------------------
@@ -129,6 +138,11 @@ class Form:
         """Whether a sequence can be fed in pieces."""
         return "initial_state" in self.options
 
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the order of the keys matters: each has a step size or a decay, and acts on what came before it."""
+        return not PER_KEY.isdisjoint(self.options)
+
     def implementation(self, name: str) -> Implementation | None:
         return next((x for x in self.implementations if x.name == name), None)
 
@@ -172,6 +186,9 @@ FORMS: dict[str, Form] = {
         _form("intention", intention, _kernel(fast_ridge)),
         _form("sigma_intention", sigma_intention, _kernel(fast_preconditioned, "softmax")),
         _form("expressive_intention", expressive_intention, _kernel(fast_preconditioned, "expressive")),
+        _form("delta_rule", delta_rule),
+        _form("gated_linear_attention", gated_linear),
+        _form("mesa_attention", mesa),
     )
 }
 
@@ -336,12 +353,13 @@ def _long_way(
     form: Form, q: Array, k: Array, v: Array, options: dict[str, Any], is_differentiated: bool = False
 ) -> tuple[Array, Any, Pullback]:
     """(out, state, pullback), whatever the arguments; state is None unless it was asked for."""
-    given_bias, given_alpha = options.get("bias"), options.get("alpha")
+    given = {name: options.get(name) for name in ("bias", "alpha", "beta", "decay")}
     options = check_call(form.name, q, k, v, options)
     implementation = choose(form, q, options.pop("implementation"))
 
     returns_state = options.pop("output_final_state", False)
-    inputs = Inputs(q, k, v, options.pop("mask", None), options.pop("bias", None))
+    inputs = Inputs(q, k, v, *(options.pop(name, None) for name in ("mask", "bias", "beta", "decay")))
+    numbers = {"alpha": options.get("alpha"), "beta": inputs.beta, "decay": inputs.decay}
     into = options.pop("out")
     if into is not None and is_differentiated:
         inputs = Inputs(*(_apart(x, into) for x in inputs))
@@ -364,8 +382,7 @@ def _long_way(
         inputs, quarantine = isolate(inputs)
     inputs = _without_unseen_keys(inputs)
 
-    if "bias" in form.options:
-        options["bias"] = inputs.bias
+    options |= {name: getattr(inputs, name) for name in ("bias", "beta", "decay") if name in form.options}
     out, saved = implementation.forward(inputs.q, inputs.k, inputs.v, mask=inputs.mask, **options)
     state = None
     if returns_state and implementation.final_state is not None:
@@ -386,7 +403,7 @@ def _long_way(
         grads = implementation.backward(dout, saved, **extra)
         if seen is not None:
             grads = nonfinite.mark_grads(grads, seen)
-        return _to_given(grads, q, k, v, given_bias, given_alpha, options.get("alpha"), initial_state)
+        return _to_given(grads, q, k, v, given, numbers, initial_state)
 
     return out, state, pullback
 
@@ -402,15 +419,15 @@ def _copy(x: Array) -> Array:
 
 def _apart(x: Any, into: Array) -> Any:
     """An argument that the pullback can keep: a copy, where writing into ``into`` might change it."""
-    if isinstance(x, STATES):
+    if type(x) in STATES.values():
         return map_state(lambda part: _apart(part, into), x)
     return _copy(x) if is_array(x) and may_overlap(x, into) else x
 
 
 def _to_given(
-    grads: Grads, q: Array, k: Array, v: Array, bias: Array | None, alpha: Any, alpha_array: Any, state: Any
+    grads: Grads, q: Array, k: Array, v: Array, given: dict[str, Any], numbers: dict[str, Any], state: Any
 ) -> Grads:
-    """Gradients in the shapes and the dtype of what the caller gave."""
+    """Gradients in the shapes and the dtype of what the caller gave; ``numbers`` has an array for each number given."""
 
     def like(grad: Array, given: Array) -> Array:
         if (
@@ -420,15 +437,23 @@ def _to_given(
         grad = sum_to_shape(grad, given.shape)
         return grad if grad.dtype == given.dtype else _narrow(grad, given)
 
+    bias = given["bias"]
     if bias is not None and 0 in bias.shape:
         grads = grads._replace(bias=namespace(bias).zeros_like(bias))
+
+    def like_given(name: str) -> Array | None:
+        x = given[name]
+        return None if x is None else like(getattr(grads, name), x if is_array(x) else numbers[name])
+
     return Grads(
         q=like(grads.q, q),
         k=like(grads.k, k),
         v=like(grads.v, v),
-        bias=None if bias is None else like(grads.bias, bias),
-        alpha=None if alpha is None else like(grads.alpha, alpha if is_array(alpha) else alpha_array),
+        bias=like_given("bias"),
+        alpha=like_given("alpha"),
         initial_state=None if state is None else type(state)(*map(like, grads.initial_state or (), state)),
+        beta=like_given("beta"),
+        decay=like_given("decay"),
     )
 
 
@@ -474,12 +499,14 @@ def _without_unseen_keys(inputs: Inputs) -> Inputs:
     seen = transpose(xp.any(inputs.mask, axis=-2, keepdims=True))
     k = xp.where(seen, inputs.k, xp.ones_like(inputs.k))  # one: a feature map may have no finite value at zero
     v = xp.where(seen, inputs.v, xp.zeros_like(inputs.v))
-    return inputs._replace(k=k, v=v)
+    per_key = {name: getattr(inputs, name) for name in PER_KEY if getattr(inputs, name) is not None}
+    per_key = {name: xp.where(seen, x, xp.ones_like(x)) if x.ndim else x for name, x in per_key.items()}
+    return inputs._replace(k=k, v=v, **per_key)
 
 
 def _with_one_hidden_key(inputs: Inputs) -> Inputs:
     """No keys at all are one key that nobody sees; no form needs to think of an empty sum."""
-    q, k, v, mask, bias = inputs
+    q, k, v, mask, bias, *per_key = inputs
     xp, where = namespace(q), device(q)
 
     def one_row(x: Array) -> Array:
@@ -488,4 +515,5 @@ def _with_one_hidden_key(inputs: Inputs) -> Inputs:
     hidden = xp.zeros((*(() if mask is None else mask.shape[:-2]), 1, 1), dtype=xp.bool, device=where)
     if bias is not None:
         bias = xp.zeros((*bias.shape[:-1], 1), dtype=bias.dtype, device=where)
-    return Inputs(q, one_row(k), one_row(v), hidden, bias)
+    per_key = [one_row(x) if x is not None and x.ndim else x for x in per_key]
+    return Inputs(q, one_row(k), one_row(v), hidden, bias, *per_key)

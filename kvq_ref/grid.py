@@ -64,4 +64,8 @@ GRID: dict[str, Place] = {
     "intention": Place("preconditioned", "z", "sum"),
     "sigma_intention": Place("preconditioned", "exp", "mean"),
     "expressive_intention": Place("preconditioned", "z^2/(1+z^2)", "mean"),
+    # Keys that act one after the other stand where they would if nothing faded and all keys were orthogonal.
+    "delta_rule": Place("plain", "z", "sum"),
+    "gated_linear_attention": Place("plain", "z", "sum"),
+    "mesa_attention": Place("preconditioned", "z", "sum"),
 }

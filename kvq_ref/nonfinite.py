@@ -8,7 +8,8 @@ it. The forms can then be plain mathematics, and a NaN in a future token changes
 no bit of what came before it.
 
 The rule is one for all forms: a query that sees a non-finite key, value or
-bias, or is itself not finite and sees anything, gets a row of NaN. A key whose
+bias, or is itself not finite and sees anything, gets a row of NaN; beta and decay
+belong to their keys. A key whose
 bias is -inf has no weight, so it is not seen; but the regression of a
 least-squares form, which is the mask's business alone, still sees it.
 """
@@ -52,6 +53,8 @@ class Inputs(NamedTuple):
     v: Array
     mask: Array | None
     bias: Array | None
+    beta: Array | None = None
+    decay: Array | None = None
 
 
 def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool) -> tuple[Inputs, Quarantine]:
@@ -60,7 +63,7 @@ def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool
     ``has_state`` says that every query sees an initial state, ``regresses`` that the form fits all keys
     that the mask lets it see, whatever their bias.
     """
-    q, k, v, mask, bias = inputs
+    q, k, v, mask, bias, *per_key = inputs
     xp = namespace(q)
     visible = visible_pairs(mask, is_causal, q, k)
     if visible is None:
@@ -68,6 +71,9 @@ def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool
 
     bad_q = xp.any(~xp.isfinite(q), axis=-1)[..., :, None]
     bad_key = (xp.any(~xp.isfinite(k), axis=-1) | xp.any(~xp.isfinite(v), axis=-1))[..., None, :]
+    for x in per_key:
+        if x is not None and x.ndim:  # a number is known to be finite
+            bad_key = bad_key | xp.any(~xp.isfinite(x), axis=-1)[..., None, :]
     bad = bad_q | bad_key
     if bias is not None:
         hides = bias == -math.inf
@@ -82,7 +88,9 @@ def isolate(inputs: Inputs, is_causal: bool, *, has_state: bool, regresses: bool
     in_state = bad_key if mask is None or not is_key_mask(mask) else bad_key & mask
     state = xp.any(in_state, axis=(-2, -1))
     # One, and not zero, for a feature map may have no finite value at zero.
-    return Inputs(_finite(q, 1), _finite(k, 1), _finite(v, 0), mask, bias), Quarantine(visible, rows, sees, state)
+    per_key = [None if x is None else _finite(x, 1) for x in per_key]
+    finite = Inputs(_finite(q, 1), _finite(k, 1), _finite(v, 0), mask, bias, *per_key)
+    return finite, Quarantine(visible, rows, sees, state)
 
 
 def mark_rows(out: Array, quarantine: Quarantine) -> Array:
@@ -116,12 +124,14 @@ def mark_grads(grads: Grads, quarantine: Quarantine) -> Grads:
         bias=None if grads.bias is None else _nan_where(pairs, grads.bias),
         alpha=None if grads.alpha is None else _nan_where(anywhere, grads.alpha),
         initial_state=None if state is None else map_state(lambda x: _nan_where(anywhere[..., None, None], x), state),
+        beta=None if grads.beta is None else _nan_where(keys, grads.beta),
+        decay=None if grads.decay is None else _nan_where(keys, grads.decay),
     )
 
 
 def inputs_finite(inputs: Inputs, all_finite: Callable[[Array], bool]) -> bool:
     """Whether there is nothing to isolate."""
-    arrays = (inputs.q, inputs.k, inputs.v, inputs.bias)
+    arrays = (inputs.q, inputs.k, inputs.v, inputs.bias, inputs.beta, inputs.decay)
     return all(all_finite(x) for x in arrays if x is not None)
 
 

@@ -1,7 +1,7 @@
-"""Every form in pieces: what a query keeps of the keys that it has met, and how two such memories become one.
+"""Forms in pieces: what a query keeps of the keys that it has met, and how two such memories become one.
 
-A form is a fold over (k, v). Cut the keys anywhere, sum up each piece on its own, and merge in
-any order; a piece without keys is the neutral element:
+Every form for which the order of the keys does not matter is a fold over (k, v). Cut the keys anywhere, sum
+up each piece on its own, and merge in any order; a piece without keys is the neutral element:
 
     part = merge(partial(q, piece 1), merge(partial(q, piece 3), partial(q, piece 2)))
     out  = finish(q, part)
@@ -48,11 +48,14 @@ from kvq_ref.arguments import check_call, check_pair_shape, check_qkv_shapes, ch
 from kvq_ref.arrays import HALF_DTYPES, device, dtype_name, is_array, namespace, transpose
 from kvq_ref.features import FeatureMap
 from kvq_ref.forms import (
+    delta_rule,
     expressive,
     expressive_intention,
+    gated_linear,
     intention,
     linear,
     local_linear,
+    mesa,
     quadratic,
     sigma_intention,
     sigmoid,
@@ -351,6 +354,10 @@ FOLDS: dict[str, tuple[ModuleType, tuple[Round, ...]]] = {
     "intention": (intention, (INTENTION,)),
     "sigma_intention": (sigma_intention, (PRECONDITION, SOFTMAX)),
     "expressive_intention": (expressive_intention, (PRECONDITION, EXPRESSIVE)),
+    # No rounds: the keys have an order, and the state of one piece is the beginning of the next.
+    "delta_rule": (delta_rule, ()),
+    "gated_linear_attention": (gated_linear, ()),
+    "mesa_attention": (mesa, ()),
 }
 
 
@@ -429,6 +436,12 @@ def fold(
     """
     check_word("form", form, FOLDS)
     _, rounds = FOLDS[form]
+    if not rounds:
+        any_order = ", ".join(name for name, (_, its) in FOLDS.items() if its)
+        raise ValueError(
+            f"form: expected one whose pieces may be merged in any order ({any_order}), got {form!r}: its keys "
+            "act one after the other; call it on its pieces in their order, each with the initial_state of the last"
+        )
     ready: list[tuple[Inputs, Quarantine, dict[str, Any]]] = []
     for i, piece in enumerate(pieces):
         try:

@@ -29,6 +29,8 @@ class Grads(NamedTuple):
     bias: Array | None = None
     alpha: Array | None = None
     initial_state: tuple[Array, ...] | None = None
+    beta: Array | None = None
+    decay: Array | None = None
 
 
 State = TypeVar("State", bound=tuple[Array, ...])

@@ -18,6 +18,7 @@ import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS, Form
 
 Options = dict[str, Any]
+Arrays = Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...]], tuple[np.ndarray, ...]]
 
 
 # ---- Array libraries -----------------------------------------------------------------
@@ -112,7 +113,8 @@ class Case:
     def arrays(self) -> Options:
         """All differentiable arrays by name."""
         given = {"q": self.q, "k": self.k, "v": self.v}
-        return given | {n: self.options[n] for n in ("bias", "alpha") if isinstance(self.options.get(n), np.ndarray)}
+        names = ("bias", "alpha", "beta", "decay")
+        return given | {n: self.options[n] for n in names if isinstance(self.options.get(n), np.ndarray)}
 
 
 def cases(form: Form, rng: np.random.Generator, sizes: tuple[int, int, int, int] = (5, 7, 3, 4)) -> Iterator[Case]:
@@ -160,6 +162,27 @@ def cases(form: Form, rng: np.random.Generator, sizes: tuple[int, int, int, int]
         yield Case("normalized", *batch, positive | {"mask": mask(2, 1, Tk)})
         yield Case("normalized, causal", *batch, positive | {"is_causal": True, "scale": 0.5})
         yield Case("relu", *_off_zero(arrays((), (), ())), {"feature_map": "relu"})
+    for name in ("beta", "decay"):
+        if name in form.options:
+            yield from per_key_cases(name, arrays, rng, alpha, mask(2, Tq, Tk))
+    if form.name == "gated_linear_attention":
+        each = rng.uniform(0.2, 0.9, (2, Tk, d))
+        yield Case("a decay for each coordinate", *arrays((2,), (), (2,)), {"decay": each, "mask": mask(2, Tq, Tk)})
+
+
+def per_key_cases(
+    name: str, arrays: Arrays, rng: np.random.Generator, given: Options, mask: np.ndarray
+) -> Iterator[Case]:
+    """Steps or decays: one for all keys, one for each, for each and each sequence, and as the only batch axis."""
+    Tk = mask.shape[-1]
+
+    def rows(*shape: int) -> np.ndarray:
+        return rng.uniform(0.2, 0.9, shape)
+
+    yield Case(f"one {name}", *arrays((), (), ()), given | {name: 0.7})
+    yield Case(f"{name}, causal", *arrays((2,), (), (2,)), given | {name: rows(2, Tk, 1), "is_causal": True})
+    yield Case(f"{name}, mask", *arrays((2,), (2,), ()), given | {name: rows(Tk, 1), "mask": mask, "is_causal": True})
+    yield Case(f"{name} with the only batch axis", *arrays((), (), ()), given | {name: rows(2, 1, 1)})
 
 
 def _off_zero(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

@@ -41,11 +41,13 @@ DESIGNED = {
     *("vjp", "use_implementation", "use_backend", "use_num_threads", "show_config"),
 }
 HELPERS = {"FeatureMap", "Grads", "IntentionState", "LinearState", "masks", "merge_heads", "partials", "split_heads"}
+RECURRENT = {"delta_rule", "gated_linear_attention", "mesa_attention"}
+STATES = {"DeltaRuleState", "GatedLinearState", "MesaState"}
 
 
 def test_public_names() -> None:
     """__all__ is the designed functions and their helpers, sorted, and every one is there."""
-    assert set(kvq.__all__) == DESIGNED | HELPERS
+    assert set(kvq.__all__) == DESIGNED | HELPERS | RECURRENT | STATES
     assert list(kvq.__all__) == sorted(kvq.__all__)
     for name in kvq.__all__:
         assert getattr(kvq, name) is not None
@@ -53,7 +55,7 @@ def test_public_names() -> None:
 
 def test_every_form_is_public() -> None:
     """The declarations in dispatch and the public functions are the same, under the same names."""
-    assert set(FORMS) == {name for name in DESIGNED if name.endswith(("attention", "intention"))}
+    assert set(FORMS) == {name for name in DESIGNED if name.endswith(("attention", "intention"))} | RECURRENT
     for name, form in FORMS.items():
         assert form.name == name
         assert public(form).__name__ == name
@@ -71,6 +73,10 @@ SIGNATURES = {
     "intention": "alpha, mask=None, is_causal=False, solver='auto', initial_state=None, output_final_state=False",
     "sigma_intention": "alpha, mask=None, bias=None, is_causal=False, scale=None, solver='auto'",
     "expressive_intention": "alpha, mask=None, bias=None, is_causal=False, scale=None, solver='auto'",
+    "delta_rule": "mask=None, is_causal=False, scale=None, beta=None, initial_state=None, output_final_state=False",
+    "mesa_attention": "alpha, mask=None, is_causal=False, decay=None, initial_state=None, output_final_state=False",
+    "gated_linear_attention": "mask=None, is_causal=False, scale=None, decay=None, "
+    "initial_state=None, output_final_state=False",
 }
 
 

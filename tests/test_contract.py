@@ -300,6 +300,8 @@ def test_dtype_in_is_dtype_out(form: Form, dtype: str, library_name: str, rng: n
     if library_name == "cupy" and dtype == "bfloat16":
         pytest.skip("CuPy has no bfloat16")
     arrays64 = random_qkv(rng)
+    if "beta" in form.options:  # steps of one, or its state may grow beyond float16
+        arrays64[1] /= np.linalg.norm(arrays64[1], axis=-1, keepdims=True)
     if library_name == "torch":
         torch = pytest.importorskip("torch")
         q, k, v = (torch.asarray(x).to(getattr(torch, dtype)) for x in arrays64)
@@ -566,6 +568,8 @@ def test_pieces_give_the_whole(form: Form, library_name: str, rng: np.random.Gen
         pytest.skip("keeps no state")
     lib = library(library_name)
     T = 33 if library_name == "jax" else 257  # JAX compiles every operation for every length
+    if library_name == "jax" and form.is_sequential:  # and these have many: the rows of each piece, apart and together
+        T = 9
     q, k, v, dout = (lib.make(rng.standard_normal((2, T, n))) for n in (4, 4, 3, 3))
     mask = lib.make(rng.random((2, 1, T)) < 0.8)
     f = public(form)

@@ -449,7 +449,7 @@ def test_feature_map_without_a_derivative(rng: np.random.Generator) -> None:
 
 # ---- States --------------------------------------------------------------------------
 
-WITH_STATE = [FORMS["linear_attention"], FORMS["intention"]]
+WITH_STATE = [form for form in FORMS.values() if form.has_state]
 each_form_with_state = pytest.mark.parametrize("form", WITH_STATE, ids=lambda form: form.name)
 
 
@@ -546,6 +546,31 @@ def test_wrong_gradient_of_a_state(form: Form, rng: np.random.Generator) -> None
     for wrong in (tuple(state), state[0], "state", state._replace(kv=state.kv[..., :-1])):
         with pytest.raises((TypeError, ValueError), match="dstate"):
             pullback((out, wrong))
+
+
+# ---- A step or a decay for each key --------------------------------------------------
+
+PER_KEY = [(form, name) for form in FORMS.values() for name in ("beta", "decay") if name in form.options]
+each_per_key = pytest.mark.parametrize(("form", "name"), PER_KEY, ids=[f"{form.name}-{name}" for form, name in PER_KEY])
+
+
+@each_per_key
+def test_rows_for_keys(form: Form, name: str, rng: np.random.Generator) -> None:
+    call, rows = good_call(form, rng), rng.uniform(0.2, 0.9, (2, 7, 1))
+    for wrong, error, expected in (
+        (rows[:, :-1], ValueError, r"expected shape \(\.\.\., 7, .*got \(2, 6, 1\)"),
+        (np.concatenate([rows] * 2, axis=-1), ValueError, r"expected shape \(\.\.\., 7, .*got \(2, 7, 2\)"),
+        (rows[0, :, 0], ValueError, r"expected shape .*got \(7,\)"),
+        (rows[0, 0, 0, ...], ValueError, r"expected shape .*got \(\)"),
+        (np.stack([rows[0]] * 3), ValueError, "broadcast"),
+        (rows.astype("f4"), TypeError, "expected dtype float64, as q has, got float32"),
+        ("1", TypeError, "expected a real number or an array, got str"),
+        (True, TypeError, "expected a real number or an array, got bool"),
+        (math.nan, ValueError, "expected a finite number"),
+        (math.inf, ValueError, "expected a finite number"),
+    ):
+        with complains(error, name, expected):
+            call_with(form, None, call | {name: wrong})
 
 
 # ---- Subclasses of NumPy's arrays ----------------------------------------------------

@@ -260,6 +260,10 @@ def test_intention_without_penalty_is_of_minimum_norm(solver: str, kind: str, rn
 # ---- Automatic differentiation of the printed equations ------------------------------
 
 
+# With the decay left at 1, what nothing is forgotten by.
+AT_DECAY_1 = ("gated_linear_attention", "mesa_attention")
+
+
 def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list[int]], **options: Any) -> Any:
     """One head of a form in the words of ``xp``, a query at a time, over the keys that it sees."""
     alpha, bias = options.get("alpha"), options.get("bias")
@@ -271,6 +275,9 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             rows.append(0 * q[i, :1].sum() * v[0])
             continue
         keys, values = k[visible], v[visible]
+        if form == "delta_rule":
+            rows.append(scale * (q[i] @ written_one_by_one(keys, values)))
+            continue
         query = preconditioned(xp, q[i], keys, alpha) if GRID[form].query == "preconditioned" else q[i]
         w = weights(form, xp, scale * (keys @ query) + (options.get("offset") or 0.0))
         if options.get("feature_map") == "elu+1":
@@ -287,6 +294,14 @@ def printed_equation(form: str, xp: Any, q: Any, k: Any, v: Any, seen: list[list
             )
         rows.append(w @ values)
     return xp.stack(rows)
+
+
+def written_one_by_one(keys: Any, values: Any) -> Any:
+    """S <- S + k (v - S^T k)^T."""
+    s = 0 * keys[0][:, None] * values[0]
+    for key, value in zip(keys, values, strict=True):
+        s = s + key[:, None] * (value - key @ s)
+    return s
 
 
 def weights(form: str, xp: Any, z: Any) -> Any:

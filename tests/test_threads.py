@@ -179,6 +179,8 @@ def random_call(form: Form, rng: np.random.Generator) -> Callable[[], list[Any]]
         T, d = T // 4 + 1, d // 4 + 1
     dtype = rng.choice(["float32", "float64"])
     q, k, v, dout = (rng.standard_normal((batch, T, d)).astype(dtype) for _ in range(4))
+    if "beta" in form.options:  # steps of one, or the state grows with every key
+        k = k / np.linalg.norm(k, axis=-1, keepdims=True)
     options = alpha_of(form) | {"is_causal": bool(rng.integers(2))}
     if rng.random() < 0.3:
         options["mask"] = rng.random((batch, 1, T)) < 0.8

@@ -2,7 +2,8 @@
 
 The colour says what becomes of a score (linear green, softmax and what is near it
 blue, expressive and other squares vermilion; from the palette of Okabe and Ito, made for colour-blind readers),
-the marker what becomes of the query: hollow circle q, filled square q*.
+the marker what becomes of the query: hollow circle q, filled square q*; and a
+hollow triangle that the keys are taken one after the other.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ class Look:
     label: str
     score: str
     preconditioned: bool = False
+    sequential: bool = False
 
     @property
     def marker(self) -> str:
-        return "s" if self.preconditioned else "o"
+        return "^" if self.sequential else "s" if self.preconditioned else "o"
 
 
 LOOKS = {
@@ -34,6 +36,9 @@ LOOKS = {
     "intention": Look("Intention", "linear", preconditioned=True),
     "sigma_intention": Look("sigma-Intention", "softmax", preconditioned=True),
     "expressive_intention": Look("expressive Intention", "expressive", preconditioned=True),
+    "delta_rule": Look("delta rule", "linear", sequential=True),
+    "gated_linear_attention": Look("gated linear", "linear", sequential=True),
+    "mesa_attention": Look("mesa", "linear", preconditioned=True, sequential=True),
     "mean": Look("mean of the context", "yardstick"),
     "majority": Look("majority class", "yardstick"),
     "neighbours": Look("nearest neighbours", "yardstick"),

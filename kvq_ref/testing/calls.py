@@ -29,7 +29,12 @@ UNROUND = 0.9731059
 ALPHAS = (1.0, 0.125, 8.0)
 SCALES = (None, None, 0.5, 1.25)  # the default is what most kernels get wrong
 OFFSETS = (None, -1.5, 0.75)
-OPTIONAL = ("mask", "bias", "is_causal", "scale", "offset", "alpha", "feature_map", "normalize")
+OPTIONAL = (
+    *("mask", "bias", "is_causal", "scale", "offset", "alpha"),
+    *("feature_map", "normalize", "beta", "decay"),
+)
+PER_PAIR = ("mask", "bias")
+PER_KEY = ("beta", "decay")
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class Call:
         >>> call.keys([1]).k
         array([[2.]])
         """
-        columns = {name: self.options[name][..., at] for name in ("mask", "bias") if name in self.options}
-        return self.but(k=self.k[..., at, :], v=self.v[..., at, :], **columns)
+        given = {name: self.options[name][..., at] for name in PER_PAIR if name in self.options}
+        given |= {name: self.options[name][..., at, :] for name in PER_KEY if name in self.options}
+        return self.but(k=self.k[..., at, :], v=self.v[..., at, :], **given)
 
     def queries(self, at: Any) -> Call:
         """The call with some of its queries, or in another order."""
@@ -74,7 +80,7 @@ class Call:
 
     def entry(self, index: tuple[Any, ...]) -> Call:
         """An entry of the batch."""
-        given = {name: self.options[name][index] for name in ("mask", "bias") if name in self.options}
+        given = {name: self.options[name][index] for name in (*PER_PAIR, *PER_KEY) if name in self.options}
         return self.but(q=self.q[index], k=self.k[index], v=self.v[index], **given)
 
     def rng(self) -> np.random.Generator:
@@ -97,7 +103,8 @@ class Call:
     def arrays(self) -> dict[str, F64]:
         """What has a gradient, by name."""
         given = {"q": self.q, "k": self.k, "v": self.v}
-        return given | {n: np.asarray(self.options[n]) for n in ("bias", "alpha") if self.options.get(n) is not None}
+        names = ("bias", "alpha", *PER_KEY)
+        return given | {n: np.asarray(self.options[n]) for n in names if self.options.get(n) is not None}
 
     def visible(self) -> NDArray[np.bool_]:
         """Which query sees which key, shape (..., Tq, Tk)."""
@@ -106,10 +113,26 @@ class Call:
         mask = mask & np.tri(Tq, Tk, dtype=bool) if self.is_causal else mask
         return np.asarray(np.broadcast_to(mask, (*self.q.shape[:-1], Tk)))
 
+    def left(self) -> F64:
+        """How much of each key is left for each query, shape (..., Tq, Tk): 1 without a decay, and 0 if it is not seen.
+
+        The product of the decays of the keys after it, of those that the query sees; for a decay of one column.
+        """
+        visible = self.visible()
+        if "decay" not in self.options:
+            return visible.astype(float)
+        fades = np.where(visible, np.swapaxes(self.options["decay"], -1, -2), 1.0)
+        from_here = np.cumprod(fades[..., ::-1], axis=-1)[..., ::-1]
+        after = np.concatenate([from_here[..., 1:], np.ones_like(from_here[..., :1])], axis=-1)
+        return np.where(visible, after, 0.0)
+
     def sums_seen(self) -> tuple[F64, F64]:
-        """(K^T K, K^T V) of the keys that each query sees, shapes (..., Tq, d, d) and (..., Tq, d, dv)."""
+        """(K^T K, K^T V) of the keys that each query sees, shapes (..., Tq, d, d) and (..., Tq, d, dv).
+
+        Where there is a decay, a key counts with what is left of it.
+        """
         _, _, d, dv = self.sizes
-        visible = self.visible().astype(float)
+        visible = self.left()
         sums = []
         for x, n in ((self.k, d), (self.v, dv)):
             products = self.k[..., :, None] * x[..., None, :]
@@ -247,6 +270,15 @@ def calls(
     q, k, v = (
         simple_array(draw, (*lead, *shape), name) for name, shape in (("q", (Tq, d)), ("k", (Tk, d)), ("v", (Tk, dv)))
     )
+    if "beta" in FORMS[form].options:
+        # beta |k|^2 <= 2, or the state would grow from key to key, and its rounding with it.
+        k = k / (2 if d < 3 else 4)
+    if may("beta") and draw(st.booleans(), label="beta?"):
+        options["beta"] = simple_array(draw, (*lead, Tk, 1), "beta") / 2
+    if may("decay") and draw(st.booleans(), label="decay?"):
+        # One for each coordinate, or for all; a regression forgets all coordinates alike.
+        columns = 1 if "alpha" in FORMS[form].options else draw(st.sampled_from([1, d]), label="decays")
+        options["decay"] = np.abs(simple_array(draw, (*lead, Tk, columns), "decay")) / 2
     if draw(st.booleans(), label="all digits"):
         q, k, v = (UNROUND * x for x in (q, k, v))
     return Call(q, k, v, options, draw(st.integers(0, 99), label="seed"))

@@ -73,7 +73,7 @@ def check_vjp(
     step : float
         Of the differences; see :func:`numerical_vjp`.
     **options
-        The form's keyword arguments; ``bias`` and ``alpha`` are differentiated too.
+        The form's keyword arguments; ``bias``, ``alpha``, ``beta`` and ``decay`` are differentiated too.
 
     Returns
     -------
@@ -91,13 +91,16 @@ def check_vjp(
     dout = np.random.default_rng(seed).standard_normal(out.shape)
     grads = pullback(dout)
     arguments: dict[str, Any] = {"q": q, "k": k, "v": v} | {
-        name: np.asarray(options[name], np.float64) for name in ("bias", "alpha") if options.get(name) is not None
+        name: np.asarray(options[name], np.float64)
+        for name in ("bias", "alpha", "beta", "decay")
+        if options.get(name) is not None
     }
     expected = {}
     for name, x in arguments.items():
 
         def moved(y: F64, name: str = name) -> F64:
-            result: F64 = form(**({"q": q, "k": k, "v": v} | options | {name: y}))
+            moved_to = float(y) if name in ("beta", "decay") and y.ndim == 0 else y  # one number is no row for a key
+            result: F64 = form(**({"q": q, "k": k, "v": v} | options | {name: moved_to}))
             return result
 
         expected[name] = numerical_vjp(moved, x, dout, step)

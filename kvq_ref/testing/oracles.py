@@ -105,6 +105,67 @@ def expressive_intention(
     return expressive_attention(q, k, v, alpha=alpha, scale=scale, **options)
 
 
+def delta_rule(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    scale: float | None = None,
+    beta: ArrayLike | None = None,
+    initial_state: tuple[ArrayLike] | None = None,
+    **options: Any,
+) -> F64:
+    """Loops for :func:`kvq_ref.delta_rule`."""
+    d, dv = np.shape(q)[-1], np.shape(v)[-1]
+
+    def write(s: F64, k_j: F64, v_j: F64, step: F64) -> None:
+        wrong = [float(v_j[c]) - sum(float(k_j[a]) * float(s[a, c]) for a in range(d)) for c in range(dv)]
+        for a in range(d):
+            for c in range(dv):
+                s[a, c] += float(step[0]) * float(k_j[a]) * wrong[c]
+
+    past = None if initial_state is None else initial_state[0]
+    return _walk(q, k, v, write, _times(scale), [1.0 if beta is None else beta], past, dv, **options)
+
+
+def gated_linear_attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    scale: float | None = None,
+    decay: ArrayLike | None = None,
+    **options: Any,
+) -> F64:
+    """Loops for :func:`kvq_ref.gated_linear_attention`."""
+    rows: list[ArrayLike] = [1.0 if decay is None else decay]
+    return _walk(q, k, v, _fade_and_add, _times(scale), rows, None, np.shape(v)[-1], **options)
+
+
+def mesa_attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, alpha: ArrayLike, decay: ArrayLike | None = None, **options: Any
+) -> F64:
+    """Loops for :func:`kvq_ref.mesa_attention`: the state is K^T K and K^T V side by side."""
+    d, dv = np.shape(q)[-1], np.shape(v)[-1]
+
+    def write(s: F64, k_j: F64, v_j: F64, decay_j: F64) -> None:
+        _fade_and_add(s, k_j, np.concatenate([k_j, v_j]), decay_j)
+
+    def read(q_i: F64, s: F64, penalty: float) -> F64:
+        h, w = s[:, :d] + penalty * np.eye(d), s[:, d:]
+        y = np.asarray(np.linalg.solve(h, q_i) if penalty > 0 or d == 0 else np.linalg.pinv(h, hermitian=True) @ q_i)
+        return np.array([_dot(y, w[:, c]) for c in range(dv)])
+
+    rows: list[ArrayLike] = [1.0 if decay is None else decay]
+    return _walk(q, k, v, write, read, rows, None, d + dv, alpha=alpha, **options)
+
+
+def _fade_and_add(s: F64, k_j: F64, v_j: F64, decay_j: F64) -> None:
+    for a in range(s.shape[0]):
+        for c in range(s.shape[1]):
+            s[a, c] = float(decay_j[a if len(decay_j) > 1 else 0]) * float(s[a, c]) + float(k_j[a]) * float(v_j[c])
+
+
 ORACLES: dict[str, Oracle] = {
     f.__name__: f
     for f in (
@@ -118,6 +179,9 @@ ORACLES: dict[str, Oracle] = {
         intention,
         sigma_intention,
         expressive_intention,
+        delta_rule,
+        gated_linear_attention,
+        mesa_attention,
     )
 }
 
@@ -162,6 +226,47 @@ def _loop(
                 for w, j in zip(weights, seen, strict=True):
                     out[b][i] += w * v[b][j] / total
     return out
+
+
+def _walk(
+    q_: ArrayLike,
+    k_: ArrayLike,
+    v_: ArrayLike,
+    write: Callable[..., None],
+    read: Callable[..., F64],
+    per_key: list[ArrayLike],
+    past: ArrayLike | None,
+    columns: int,
+    *,
+    mask: ArrayLike | None = None,
+    is_causal: bool = False,
+    alpha: ArrayLike = 0.0,
+) -> F64:
+    """Each query walks along the keys that it sees with a state (d, columns), and reads it in the end."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q_, k_, v_))
+    Tq, Tk, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    masks, alphas = np.asarray(True if mask is None else mask), np.asarray(alpha, np.float64)
+    rows = [np.atleast_2d(np.asarray(x, np.float64)) for x in per_key]
+    start = np.zeros((d, columns)) if past is None else np.asarray(past, np.float64)
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, masks, start, *rows)), alphas.shape)
+    q, k, v, start = (np.broadcast_to(x, batch + x.shape[-2:]) for x in (q, k, v, start))
+    masks, alphas = np.broadcast_to(masks, (*batch, Tq, Tk)), np.broadcast_to(alphas, batch)
+    rows = [np.broadcast_to(x, (*batch, Tk, x.shape[-1])) for x in rows]
+
+    out = np.zeros((*batch, Tq, v.shape[-1]))
+    for b in np.ndindex(*batch):
+        for i in range(Tq):
+            s = start[b].copy()
+            for j in range(Tk):
+                if masks[b][i, j] and (j <= i or not is_causal):
+                    write(s, k[b][j], v[b][j], *(x[b][j] for x in rows))
+            out[b][i] = read(q[b][i], s, float(alphas[b]))
+    return out
+
+
+def _times(scale: float | None) -> Callable[..., F64]:
+    factor = 1.0 if scale is None else scale
+    return lambda q_i, s, _: np.array([factor * _dot(q_i, s[:, c]) for c in range(s.shape[1])])
 
 
 def _precondition(q_i: F64, keys: list[F64], alpha: float) -> F64:

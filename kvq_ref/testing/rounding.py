@@ -33,9 +33,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvq_ref.dispatch import FORMS
 from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.lines import units_of_line
+from kvq_ref.testing.rounding_in_order import units_in_order
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}  # a power of two
@@ -88,8 +90,11 @@ def rounding(form: str, call: Call, dtype: str = "float64", dout: F64 | None = N
     (True, 32.0)
     """
     limit = longest(call)
-    compute = "float32" if dtype in HALF else dtype
-    units, sizes, counts = _units(form, call, ROUNDOFF[compute], limit, dout)
+    u = ROUNDOFF["float32" if dtype in HALF else dtype]
+    if "beta" in FORMS[form].options:
+        units, sizes, counts = units_in_order(call, u, dout)
+    else:
+        units, sizes, counts = _units(form, call, u, limit, dout)
     # An underflow to zero loses the smallest number there is, not a part of the number.
     lost = {name: SMALLEST[dtype] * counts[name] for name in units}
     if dtype not in HALF:
@@ -160,7 +165,7 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     if place.row == "line":
         return units_of_line(call, z, dz, u, limit, dout)
     relative = u * (np.abs(bias) + 1)  # of exp(b), and of a weight as it is formed
-    if place.score == "z":
+    if place.score == "z":  # a decay of at most 1 only shrinks
         w, slope, curve, relative = np.abs(z), np.ones(z.shape), np.zeros(z.shape), 0.0 * z
     elif is_softmax:
         exponent = np.where(finite, z + bias, -np.inf)
@@ -221,6 +226,12 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
     units["q"], sizes["q"], counts["q"] = e_dy, dz_size @ np.abs(k), 1 + count @ np.abs(k)
     units["k"] = _t(e_dz + u * dz_size) @ y_size + _t(dz_size) @ (e_y if solve is not None else 0 * e_y)
     sizes["k"], counts["k"] = _t(dz_size) @ y_size, 1 + _t(count) @ y_size
+    if "decay" in call.options and solve is None:
+        # decay_l multiplies what is left of the keys before it: |q_i| |k_j| |dout_i . v_j| of each that query i sees.
+        reach = abs(scale) * y_length[..., None] * seen
+        size = _of_decays(call, reach, k_length[..., None, :] * excess)
+        units["decay"], sizes["decay"] = 2 * u * size, size
+        counts["decay"] = 1 + _of_decays(call, 1 + reach, seen * (1 + k_length[..., None, :]) * (1 + excess))
     if solve is None:
         return units, sizes, counts
 
@@ -239,6 +250,17 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         found["q"] = np.broadcast_to(of_x[..., None], q.shape)
         found["k"] = found["k"] + 2 * k_length[..., None] * (_t(visible.astype(float)) @ of_xy[..., None])
         found["alpha"] = np.sum(of_xy * d, axis=tuple(range(alpha.ndim, of_xy.ndim)))
+    if "decay" in call.options:
+        # As above, and through H: what is left of the keys before it, |x| |y| |k_j|^2 of each.
+        spread = np.where(visible, k_length[..., None, :] ** 2, 0.0)
+        along = k_length[..., None, :] * excess
+        for found, of_xy, of_y, once in (
+            (units, e_xy, u * (cond + 1) * y_length, 0.0),
+            (sizes, x * y_length, y_length, 0.0),
+            (counts, count_x * y_length, 1 + y_length, 1.0),
+        ):
+            through_h = _of_decays(call, of_xy[..., None] * visible, spread)
+            found["decay"] = once + through_h + _of_decays(call, of_y[..., None] * visible, once * visible + along)
     if e_w is not None:
         q_length = np.linalg.norm(q, axis=-1)
         through = np.sum(d_abs * e_w, axis=-1)
@@ -248,6 +270,13 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         units["v"] = units["v"] + _t(seen) @ ((u * cond * np.sqrt(solve.inverse) * q_length)[..., None] * d_abs)
         units["alpha"] = units["alpha"] + np.sum(of_k[..., 0], axis=tuple(range(alpha.ndim, q_length.ndim)))
     return units, sizes, counts
+
+
+def _of_decays(call: Call, reach: F64, terms: F64) -> F64:
+    """sum_i reach_il sum_{j < l} terms_ij for the decay of key l."""
+    before = np.cumsum(terms, axis=-1) - terms
+    size = np.sum(reach * before, axis=-2)[..., None]
+    return np.broadcast_to(size, (*size.shape[:-1], call.options["decay"].shape[-1]))
 
 
 @dataclass(frozen=True)

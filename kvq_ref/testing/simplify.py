@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.calls import F64, PER_KEY, Call
 
 TRIALS = 300
 
@@ -60,7 +60,7 @@ def _smaller(call: Call, rows: bool, columns: bool) -> Iterator[Call]:
             if n > 1:
                 yield _take(call, axis, slice(0, 1))
                 yield _take(call, axis, slice(1, 2))
-    for option in ("bias", "mask", "scale", "normalize", "feature_map", "is_causal"):
+    for option in ("bias", "mask", "scale", "normalize", "feature_map", "is_causal", *PER_KEY):
         if call.options.get(option) is not None:
             yield call.but(**{option: None})
     Tq, Tk, d, dv = call.sizes
@@ -78,7 +78,7 @@ def _smaller(call: Call, rows: bool, columns: bool) -> Iterator[Call]:
             without.append(_without_query(call, Tq - 1))
         without += [_without_key(call, j) for j in range(Tk if Tk > 1 else 0)]
         yield from (c for c in without if not everyone_sees or c.visible().any(axis=-1).all())
-    for name in ("q", "k", "v", "bias"):
+    for name in ("q", "k", "v", "bias", *PER_KEY):
         x = call.arrays.get(name)
         if x is not None:
             for place in zip(*np.nonzero(x), strict=True):
@@ -102,7 +102,8 @@ def _without_query(call: Call, i: int) -> Call:
 def _without_key(call: Call, j: int) -> Call:
     pairs = {n: call.get(n) for n in ("mask", "bias") if call.get(n) is not None}
     pairs = {n: np.delete(x, j, -1) if x.shape[-1] > 1 else x for n, x in pairs.items()}
-    return call.but(k=np.delete(call.k, j, -2), v=np.delete(call.v, j, -2), **pairs)
+    rows = {n: np.delete(call.get(n), j, -2) for n in PER_KEY if call.get(n) is not None}
+    return call.but(k=np.delete(call.k, j, -2), v=np.delete(call.v, j, -2), **pairs, **rows)
 
 
 def _with(x: F64, place: tuple[int, ...], value: float) -> F64:

@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from kvq_ref.dispatch import FORMS, form_name
-from kvq_ref.testing.calls import F64, OPTIONAL, SIMPLE, Call, calls
+from kvq_ref.testing.calls import F64, OPTIONAL, PER_KEY, SIMPLE, Call, calls
 from kvq_ref.testing.frameworks import FRAMEWORKS, DetachedError
 from kvq_ref.testing.load import described, innermost
 from kvq_ref.testing.rounding import ROUNDOFF, Rounding, representable, rounding
@@ -36,6 +36,8 @@ ALIASES: Mapping[str, Sequence[str]] = {
     "alpha": ("alpha", "ridge", "lam", "lamb"),
     "feature_map": ("feature_map",),
     "normalize": ("normalize",),
+    "beta": ("beta",),
+    "decay": ("decay",),
 }
 STATE = ("initial_state", "output_final_state")
 # Every length another, so that arrays that are mixed up do not fit by chance.
@@ -220,7 +222,7 @@ class Target:
         return self._arguments(call)[0]
 
     def gradients(self, call: Call, dout: F64) -> dict[str, F64]:
-        """Gradients of sum(dout * out) by name: "q", "k", "v", and "bias" or "alpha" where they are differentiable.
+        """Gradients of sum(dout * out) by name: "q", "k", "v", and "bias", "alpha", ... where they are differentiable.
 
         Raises
         ------
@@ -240,13 +242,13 @@ class Target:
             grads = {name: g for name, g in given.items() if g is not None}
         else:
             assert self.framework.vjp is not None
-            if "bias" in options:
-                arrays["bias"] = options.pop("bias")
+            own = [name for name in ("bias", *PER_KEY) if name in options]
+            arrays |= {name: options.pop(name) for name in own}
             vjp = self.framework.vjp
 
             def apply(**leaves: Any) -> Any:
-                bias = {"bias": leaves.pop("bias")} if "bias" in leaves else {}
-                return self._apply(leaves, {**options, **bias})
+                given = {name: leaves.pop(name) for name in own if name in leaves}
+                return self._apply(leaves, {**options, **given})
 
             try:
                 _, grads = self._run(lambda: vjp(apply, arrays, cotangent))
@@ -263,7 +265,7 @@ class Target:
         for name, g in grads.items():
             if name in call.arrays:
                 shape = call.arrays[name].shape
-                found[name] = self._read(g, shape, f"gradient of {name}", in_layout=name in "qkv")
+                found[name] = self._read(g, shape, f"gradient of {name}", in_layout=name in ("q", "k", "v", *PER_KEY))
         missing = {"q", "k", "v"} - set(found)
         if missing:
             raise MisbehavedError("no gradient", f"no gradient came back for {', '.join(sorted(missing))}")
@@ -366,7 +368,9 @@ class Target:
         for name, x in call.options.items():
             if name in self.assume:
                 continue
-            if isinstance(x, np.ndarray) and name != "alpha" and self.layout != "any":
+            if isinstance(x, np.ndarray) and name in PER_KEY:
+                x = self._into_layout(x)
+            elif isinstance(x, np.ndarray) and name != "alpha" and self.layout != "any":
                 x = np.broadcast_to(x, (*call.q.shape[:-1], call.k.shape[-2]))  # most kernels want it whole
             options[name] = self._array(x) if isinstance(x, np.ndarray) else x
         if self.layout == "packed":

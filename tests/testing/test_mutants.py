@@ -27,6 +27,9 @@ PLAIN = {
     "intention": plain.intention,
     "sigma_intention": plain.sigma,
     "expressive_intention": plain.expressive_intention,
+    "delta_rule": plain.delta,
+    "gated_linear_attention": plain.gated,
+    "mesa_attention": plain.mesa,
 }
 
 

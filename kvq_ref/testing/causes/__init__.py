@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kvq_ref.dispatch import FORMS
 from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.causes.evidence import (
@@ -82,6 +83,8 @@ def likely_cause(target: Target, verdict: Verdict) -> str:
         return hint
     if verdict.counterexample.kind in MISBEHAVIOUR:
         return MISBEHAVIOUR[verdict.counterexample.kind]
+    if FORMS[target.form].is_sequential:  # its output is no sum of weights that suspects could be variations of
+        return hint
     try:
         with np.errstate(all="ignore"):
             return _cause(target, verdict, verdict.counterexample) or hint

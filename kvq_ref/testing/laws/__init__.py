@@ -12,6 +12,7 @@ from kvq_ref.testing.laws.limits import LIMITS
 from kvq_ref.testing.laws.lines import LINE_FITS
 from kvq_ref.testing.laws.masks import MASKS
 from kvq_ref.testing.laws.pieces import PIECES
+from kvq_ref.testing.laws.recurrent import RECURRENT
 from kvq_ref.testing.laws.scales import SCALES
 from kvq_ref.testing.laws.scores import SCORES
 from kvq_ref.testing.laws.symmetry import SYMMETRY
@@ -29,6 +30,7 @@ LAWS: tuple[Law, ...] = (
     *LIMITS,
     *SCORES,
     *LINE_FITS,
+    *RECURRENT,
 )
 
 __all__ = ["LAWS", "Comparison", "Law"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from hypothesis import strategies as st
 
-from kvq_ref.testing.calls import SIMPLE, Call
+from kvq_ref.testing.calls import PER_KEY, SIMPLE, Call
 from kvq_ref.testing.laws.law import Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, queries_of, same
 from kvq_ref.testing.target import Target
@@ -53,7 +53,7 @@ def the_future_changes_nothing(target: Target, call: Call) -> Iterator[Compariso
         part = queries_of(name, keys_of(name, g, slice(n)), slice(n))
         moved = queries_of(name, keys_of(name, after[name], slice(n)), slice(n))
         yield same(f"gradient of {name} up to {n}", moved, part)
-        if name in ("k", "v"):
+        if name in ("k", "v", *PER_KEY):
             rest = keys_of(name, g, slice(n, None)).value
             yield Comparison(f"gradient of {name} after {n}", rest, np.zeros(rest.shape))
 

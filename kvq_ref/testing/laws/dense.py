@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 import kvq_ref
+from kvq_ref.dispatch import FORMS
 from kvq_ref.grid import GRID
 from kvq_ref.testing.calls import F64, Call
 from kvq_ref.testing.lines import Lines
+from kvq_ref.testing.walks import out_in_order
 
 PLAIN_FORM = {
     "intention": "linear_attention",
@@ -65,6 +67,10 @@ SCORES: Mapping[str, Callable[[F64], F64]] = {
 
 def dense(form: str, call: Call) -> F64:
     """The output."""
+    if FORMS[form].is_sequential and "alpha" in FORMS[form].options:
+        return np.asarray(preconditioned(call) @ transpose(call.k) * call.left() @ call.v)
+    if FORMS[form].is_sequential:
+        return out_in_order(form, call)
     place, visible, z = GRID[form], call.visible(), scores(form, call)
     b = np.zeros(z.shape) + call.options.get("bias", 0.0)
     exponent = np.where(visible, z + b if place.score == "exp" else b, -np.inf)

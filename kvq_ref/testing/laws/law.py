@@ -29,6 +29,7 @@ MAY_VANISH = frozenset(name for name in FORMS if GRID[name].may_vanish)
 BIASED = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
 WITH_ALPHA = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
 SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
+SEQUENTIAL = frozenset(name for name, form in FORMS.items() if form.is_sequential)
 STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
 
 # What a target may offer besides options that it takes, and what is said where it does not.

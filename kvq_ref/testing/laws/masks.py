@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from kvq_ref.testing.calls import SIMPLE, Call
+from kvq_ref.testing.calls import PER_KEY, SIMPLE, Call
 from kvq_ref.testing.laws.dense import dense, reference_gradients
 from kvq_ref.testing.laws.law import BIASED, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, same, unseen
@@ -34,7 +34,7 @@ def a_mask_is_deletion(target: Target, call: Call) -> Iterator[Comparison]:
         expected = ask_gradients(target, deleted, call.dout())
         for name, g in ask_gradients(target, masked, call.dout()).items():
             yield same(f"gradient of {name}, visible keys", keys_of(name, g, keep), expected[name])
-            if name in ("k", "v"):
+            if name in ("k", "v", *PER_KEY):
                 hidden = keys_of(name, g, ~keep).value
                 yield Comparison(f"gradient of {name}, hidden keys", hidden, np.zeros(hidden.shape))
 
@@ -56,6 +56,7 @@ def padded(call: Call, extra: int, junk: float) -> Call:
     options = {"mask": pad(_mask(call), -1, False)}
     if "bias" in call.options:
         options["bias"] = pad(call.options["bias"], -1, junk)
+    options |= {name: pad(call.options[name], -2, junk) for name in PER_KEY if name in call.options}
     return call.but(k=pad(call.k, -2, junk), v=pad(call.v, -2, junk), **options)
 
 
@@ -106,6 +107,7 @@ def a_mask_hides_nan(target: Target, call: Call, junk: float) -> Iterator[Compar
     changes = {"k": np.where(key, junk, call.k), "v": np.where(key, junk, call.v)}
     if "bias" in call.options:
         changes["bias"] = np.where(mask, call.options["bias"], junk)
+    changes |= {name: np.where(key, junk, call.options[name]) for name in PER_KEY if name in call.options}
     yield from _unchanged(target, call, call.but(**changes), slice(None))
 
 
@@ -133,11 +135,12 @@ def _unchanged(target: Target, call: Call, poisoned: Call, own: slice) -> Iterat
         return
     expected = ask_gradients(target, call, call.dout())
     for name, g in target.gradients(poisoned, call.dout()).items():
-        got = g[..., own, :] if name in ("k", "v") else g[..., own] if name == "bias" else g
+        got = g[..., own, :] if name in ("k", "v", *PER_KEY) else g[..., own] if name == "bias" else g
         e = expected[name]
         yield Comparison(f"gradient of {name}", got, e.value, 2 * e.unit, e.limit)
         beyond = slice(call.k.shape[-2], None)
-        rest = g[..., beyond, :] if name in ("k", "v") else g[..., beyond] if name == "bias" else np.zeros(0)
+        is_row = name in ("k", "v", *PER_KEY)
+        rest = g[..., beyond, :] if is_row else g[..., beyond] if name == "bias" else np.zeros(0)
         yield Comparison(f"gradient of {name}, padding", rest, np.zeros(rest.shape))
 
 

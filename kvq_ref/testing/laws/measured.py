@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_ref.testing.calls import F64, Call
+from kvq_ref.testing.calls import F64, PER_KEY, Call
 from kvq_ref.testing.laws.law import Comparison
 from kvq_ref.testing.target import Target
 
@@ -98,7 +98,8 @@ def at_most(what: str, a: Measured, bound: F64) -> Comparison:
 
 def keys_of(name: str, gradient: Measured, at: Any) -> Measured:
     """The part of a gradient that belongs to some of the keys; all of that of a query or of alpha."""
-    return gradient[..., at, :] if name in ("k", "v") else gradient[..., at] if name == "bias" else gradient
+    is_row = name in ("k", "v", *PER_KEY)
+    return gradient[..., at, :] if is_row else gradient[..., at] if name == "bias" else gradient
 
 
 def queries_of(name: str, gradient: Measured, at: Any) -> Measured:
@@ -110,7 +111,7 @@ def unseen(call: Call) -> dict[str, NDArray[np.bool_]]:
     """By name, which entries no output depends on: keys and values that no query sees, biases of hidden pairs."""
     visible = call.visible()
     key = ~np.any(visible, axis=-2, keepdims=True).swapaxes(-1, -2)
-    return {"k": key, "v": key, "bias": ~visible}
+    return {"k": key, "v": key, "bias": ~visible, **dict.fromkeys(PER_KEY, key)}
 
 
 def weights(target: Target, call: Call) -> Measured:

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kvq_ref.testing.calls import F64, Call
+from kvq_ref.dispatch import FORMS
+from kvq_ref.testing.calls import F64, PER_KEY, Call
 from kvq_ref.testing.laws.dense import dense
 from kvq_ref.testing.laws.law import PLAIN, STATEFUL, SUMS, WEIGHTED_MEANS, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import Measured, ask, exactly, same
@@ -143,6 +144,13 @@ def _long(target: Target, call: Call, T: int, d: int) -> Call:
         options["bias"] = normal(Tq, T)
     short = d**-0.25  # a power of two times a rounding: q.k is of order one
     q, k = (representable(short * normal(n, d), target.dtype) for n in (Tq, T))
+    if "beta" in FORMS[target.form].options:  # steps of no more than one, or the state would grow from key to key
+        k = representable(k / np.linalg.norm(k, axis=-1, keepdims=True), target.dtype)
+    options |= {
+        name: representable(rng.random((*leading, T, 1)), target.dtype)
+        for name in PER_KEY
+        if call.get(name) is not None
+    }
     return call.but(q=q, k=k, v=normal(T, dv), **options)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from hypothesis import strategies as st
 
+from kvq_ref.dispatch import FORMS
 from kvq_ref.testing.calls import Call
 from kvq_ref.testing.laws.dense import dense, reference_gradients, scale_of
 from kvq_ref.testing.laws.law import (
@@ -26,13 +27,16 @@ from kvq_ref.testing.laws.measured import ask, ask_gradients, same
 from kvq_ref.testing.rounding import HALF, LARGEST, ROUNDOFF, Solve, longest
 from kvq_ref.testing.target import Target
 
+# A step of size beta measures keys by themselves.
+HOMOGENEOUS = PLAIN - {name for name, form in FORMS.items() if "beta" in form.options}
+
 # Powers of two: to multiply by them rounds nothing.
 FACTORS = {"c": st.sampled_from([0.125, 0.5, 2.0, 8.0])}
 
 
 @law(
     r"f(cQ, K/c; s) = f(cQ, K; s/c) = f(Q, cK; s/c) = f(Q, K; s)",
-    forms=PLAIN,
+    forms=HOMOGENEOUS,
     draw={"features": False},
     more=FACTORS,
     hint="scale is fixed, applied twice, or acts on something else than the scores",

@@ -9,8 +9,8 @@ import numpy as np
 
 from kvq_ref.dispatch import FORMS
 from kvq_ref.grid import GRID
-from kvq_ref.testing.calls import SIMPLE, Call
-from kvq_ref.testing.laws.law import Comparison, law, suppose
+from kvq_ref.testing.calls import PER_KEY, PER_PAIR, SIMPLE, Call
+from kvq_ref.testing.laws.law import EVERY, SEQUENTIAL, Comparison, law, suppose
 from kvq_ref.testing.laws.measured import ask, ask_gradients, keys_of, queries_of, same
 from kvq_ref.testing.target import Target
 
@@ -20,6 +20,7 @@ ODD = tuple(name for name in FORMS if GRID[name].score == "z")
 
 @law(
     r"f(Q, PK, PV) = f(Q, K, V)",
+    forms=EVERY - SEQUENTIAL,
     draw={"causal": False},
     hint="a tile of keys is left out, taken twice, or has its mask or bias shifted",
 )
@@ -73,7 +74,8 @@ def leading_axes_broadcast(target: Target, call: Call) -> Iterator[Comparison]:
     """Keys, values, mask or bias without leading axes serve every query; their gradients are sums over the batch."""
     leading = call.q.shape[:-2]
     suppose(leading != ())
-    given = {"k": call.k, "v": call.v} | {n: call.options[n] for n in ("mask", "bias") if n in call.options}
+    given = {"k": call.k, "v": call.v}
+    given |= {n: call.options[n] for n in (*PER_PAIR, *PER_KEY) if n in call.options}
     rng = call.rng()
     chosen = [name for name in given if rng.random() < 0.6] or ["k"]
     one = {name: given[name][(0,) * len(leading)] for name in chosen}
@@ -120,6 +122,8 @@ def coordinates_may_be_permuted(target: Target, call: Call) -> Iterator[Comparis
     if call.get("feature_map"):
         signs = np.ones(d)
     changed = call.but(q=(call.q * signs)[..., order], k=(call.k * signs)[..., order])
+    if "decay" in call.options and call.options["decay"].shape[-1] == d:
+        changed = changed.but(decay=call.options["decay"][..., order])
     yield same("output in other coordinates", ask(target, changed), ask(target, call))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from kvq_ref.testing.run import Verdict, hold_to
 from kvq_ref.testing.target import Target
 from kvq_ref.testing.verify import select
-from testing.mutants import expressive, gradients, least_squares, linear, lines, machine, scores, softmax
+from testing.mutants import expressive, gradients, least_squares, linear, lines, machine, recurrent, scores, softmax
 from testing.mutants.mutant import MUTANTS, Mutant
 
 
@@ -38,6 +38,7 @@ __all__ = [
     "linear",
     "lines",
     "machine",
+    "recurrent",
     "scores",
     "softmax",
     "target_of",

@@ -221,3 +221,82 @@ def expressive_intention(
 ) -> Array:
     y = precondition(q, k, alpha, sees(q, k, mask, is_causal))
     return expressive(y, k, v, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
+
+
+def rows_of(k: Array, x: Any) -> Array:
+    """A step or a decay for each key; 1 where none is given."""
+    x = np.ones((k.shape[-2], 1), k.dtype) if x is None else np.asarray(x)
+    return np.broadcast_to(x, (*x.shape[:-2], k.shape[-2], x.shape[-1]))
+
+
+def delta(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    beta: Any = None,
+) -> Array:
+    """One state for each query."""
+    seen, beta = sees(q, k, mask, is_causal), rows_of(k, beta)
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, seen, beta)))
+    s = np.zeros((*lead, q.shape[-2], k.shape[-1], v.shape[-1]), np.float32 if q.dtype == np.float16 else q.dtype)
+    for j in range(k.shape[-2]):
+        k_j, v_j, beta_j = (x[..., None, j, :] for x in (k, v, beta))
+        wrong = v_j - (k_j[..., None, :] @ s)[..., 0, :]
+        step = k_j[..., :, None] * (beta_j * wrong)[..., None, :]
+        s = s + np.where(seen[..., j, None, None], step, 0)
+    return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)
+
+
+def gated(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    decay: Any = None,
+) -> Array:
+    """One state for each query."""
+    seen, decay = sees(q, k, mask, is_causal), rows_of(k, decay)
+    lead = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v, seen, decay)))
+    s = np.zeros((*lead, q.shape[-2], k.shape[-1], v.shape[-1]), np.float32 if q.dtype == np.float16 else q.dtype)
+    for j in range(k.shape[-2]):
+        k_j, v_j, decay_j = (x[..., None, j, :] for x in (k, v, decay))
+        s = np.where(seen[..., j, None, None], decay_j[..., :, None] * s + k_j[..., :, None] * v_j[..., None, :], s)
+    return ((1 if scale is None else scale) * (q[..., None, :] @ s)[..., 0, :]).astype(q.dtype)
+
+
+def left(seen: Array, decay: Array) -> Array:
+    """What is left of each key for each query, (..., Tq, Tk): the decays of the keys after it that the query sees."""
+    fades = np.where(seen, t(decay).astype(np.float64), 1)
+    after = np.concatenate([fades[..., 1:], np.ones_like(fades[..., :1])], axis=-1)
+    return np.where(seen, np.cumprod(after[..., ::-1], axis=-1)[..., ::-1], 0)
+
+
+def faded_fit(q: Array, k: Array, v: Array, alpha: Any, in_h: Array, in_w: Array) -> Array:
+    """q (H + alpha I)^-1 W, with so much of each key in H, and in W; worked in float64."""
+    k = k.astype(np.float64)
+    h = np.einsum("...ij,...jd,...je->...ide", in_h, k, k) + np.asarray(alpha)[..., None, None, None] * np.eye(
+        k.shape[-1]
+    )
+    y = np.linalg.solve(h, q[..., None].astype(np.float64))[..., 0]
+    return (((y @ t(k)) * in_w) @ v).astype(q.dtype)
+
+
+def mesa(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    alpha: Any,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    decay: Any = None,
+) -> Array:
+    c = left(sees(q, k, mask, is_causal), rows_of(k, decay))
+    return faded_fit(q, k, v, alpha, c, c)
