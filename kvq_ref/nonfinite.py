@@ -10,7 +10,7 @@ no bit of what came before it.
 The rule is one for all forms: a query that sees a non-finite key, value or
 bias, or is itself not finite and sees anything, gets a row of NaN; beta and decay
 belong to their keys. A key whose
-bias is -inf has no weight, so it is not seen; but the regression of a
+bias is -inf has no weight, so it is not seen; but the preconditioner of a
 least-squares form, which is the mask's business alone, still sees it.
 """
 

@@ -67,7 +67,7 @@ from kvq_ref.forms.linear import LinearState
 from kvq_ref.grid import GRID
 from kvq_ref.masks import row_divisor
 from kvq_ref.nonfinite import Inputs, Quarantine
-from kvq_ref.solvers import GRAM_SOLVERS, solver_of_gram
+from kvq_ref.solvers import GRAM_SOLVERS
 from kvq_ref.types import Array
 
 # ---- Softmax, expressive, quadratic and Taylor attention: a mean of the values --------------------------
@@ -241,12 +241,9 @@ def merge_lines(a: LinePartial, b: LinePartial) -> LinePartial:
 
 
 def finish_line(q: Array, part: LinePartial, *, alpha: Array, **_: Any) -> Array:
-    xp = namespace(q)
     total = row_divisor(part.total)
-    alpha = alpha[..., None, None, None]
-    solve_all = solver_of_gram(part.kk / total[..., None] + xp.zeros_like(alpha), alpha, "auto")
-    y = solve_all((q - part.k / total)[..., None])
-    return part.v / total + (transpose(y) @ (part.kv / total[..., None]))[..., 0, :]
+    y = solve.solver_of_each(part.kk / total[..., None], alpha)(q - part.k / total)
+    return part.v / total + (y[..., None, :] @ (part.kv / total[..., None]))[..., 0, :]
 
 
 # ---- Linear attention and least squares: sums over the keys alone --------------------

@@ -50,6 +50,16 @@ def ridge_backward(dw: Array, saved: Saved) -> tuple[Array, Array, Array]:
     return dk, dv, -xp.sum(z * w, axis=(-2, -1))
 
 
+# ---- One system for each query -------------------------------------------------------
+
+
+def solver_of_each(matrices: Array, alpha: Array) -> Solve:
+    """x -> (M_i + alpha I)^-1 x_i for every query i, of (..., Tq, d, d) matrices that need not be regular."""
+    alpha = alpha[..., None, None, None]
+    solve = solver_of_gram(matrices + namespace(alpha).zeros_like(alpha), alpha, "auto")
+    return lambda x: solve(x[..., None])[..., 0]
+
+
 # ---- The preconditioner --------------------------------------------------------------
 
 

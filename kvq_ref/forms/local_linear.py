@@ -30,7 +30,7 @@ from typing import Any
 
 from kvq_ref.arrays import namespace, transpose
 from kvq_ref.forms import softmax
-from kvq_ref.solvers import any_zero, solver_of_gram
+from kvq_ref.solve import solver_of_each
 from kvq_ref.types import Array, Grads
 
 Saved = tuple[Any, ...]
@@ -61,12 +61,11 @@ def forward(
     # (..., Tq, Tk, d), for the difference of sum p k k^T and mu mu^T would lose the digits of a small covariance.
     c = k[..., None, :, :] - mu[..., :, None, :]
     c = xp.where((p > 0)[..., None], c, xp.zeros_like(c))  # one that is hidden may be as large as it likes
-    alpha = alpha[..., None, None, None]
-    covariance = transpose(p[..., None] * c) @ c + xp.zeros_like(alpha)
-    inverse = solver_of_gram(covariance, alpha, "auto")
+    covariance = transpose(p[..., None] * c) @ c
+    inverse = solver_of_each(covariance, alpha)
 
     r = q - mu
-    y = inverse(r[..., None])[..., 0]
+    y = inverse(r)
     tilt = times(c, y)
     g = p * (1 + tilt)
     out = g @ v
@@ -85,18 +84,19 @@ def backward(dout: Array, saved: Saved) -> Grads:
     dp, dtilt = dg * (1 + tilt), dg * p
     dy = times(transpose(c), dtilt)
     # S y = r: dS = -u y^T, and S = sum_j p c c^T + alpha I
-    u = inverse(dy[..., None])[..., 0]
+    u = inverse(dy)
     lean = times(c, u)
     dp = dp - lean * tilt
     dalpha = -xp.sum(u * y, axis=(-2, -1))
     # c = k - mu in both, which is dk here; of dmu only one part is left, as sum_j p_ij c_ij = 0
     dk = transpose(dtilt - p * lean) @ y - transpose(p * tilt) @ u
     dmu = -u - xp.sum(dtilt, axis=-1, keepdims=True) * y
-    if any_zero(alpha):
+    at_zero = alpha[..., None, None] == 0
+    if bool(xp.any(at_zero)):
         # The least slope lies in the span of the keys, and the span moves with them (Golub & Pereyra 1973).
         outside = r - times(covariance, y)
-        outside = xp.where(alpha[..., 0] == 0, outside, xp.zeros_like(outside))
-        dk = dk + transpose(p * times(c, inverse(u[..., None])[..., 0])) @ outside
+        outside = xp.where(at_zero, outside, xp.zeros_like(outside))
+        dk = dk + transpose(p * times(c, inverse(u))) @ outside
     # r = q - mu,  mu = p k; what all of a row have in common is nothing to p, so c stands for k
     dk = dk + transpose(p) @ dmu
     dp = dp + times(c, dmu)

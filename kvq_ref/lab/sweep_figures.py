@@ -170,7 +170,7 @@ def _panels(
                 ax.set_xlabel(axes[-1, 0].get_xlabel())
         figure.supylabel(textwrap.fill(y_label, 22 if rows == 1 else 60), fontsize=10.5)
         if compare or len(legend) > 1:
-            columns_of_legend = 4 if max(map(len, legend)) <= 20 else 2  # yardsticks have longer names than forms
+            columns_of_legend = 4 if max(map(len, legend), default=0) <= 20 else 2  # yardsticks
             figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns_of_legend)
 
     return draw_both(size, draw_all)

@@ -143,7 +143,7 @@ def _scale_of(call: Call) -> float:
 
 
 def _lengths(x: F64) -> F64:
-    return np.asarray(np.linalg.norm(x, axis=-1))
+    return np.asarray(np.hypot.reduce(x, axis=-1))
 
 
 def _times(matrix: F64, x: F64) -> F64:

@@ -236,7 +236,8 @@ def _units(form: str, call: Call, u: float, limit: float, dout: F64 | None) -> t
         return units, sizes, counts
 
     # Through y = H^-1 q: x = H^-1 dy, dq = x, dk -= x (y.k) + y (x.k), dalpha = -sum x.y
-    dy, e_dy_length, count_dy = (np.linalg.norm(a["q"], axis=-1) for a in (sizes, units, counts))
+    # hypot, as the square of a weight that has almost vanished is zero
+    dy, e_dy_length, count_dy = (np.hypot.reduce(a["q"], axis=-1) for a in (sizes, units, counts))
     x = dy * solve.inverse
     e_x = (e_dy_length + u * cond * dy) * solve.inverse
     count_x = 1 + count_dy * solve.inverse

@@ -22,14 +22,14 @@ EVERY = frozenset(FORMS)
 LEAST_SQUARES = frozenset(name for name in FORMS if GRID[name].query == "preconditioned")
 PLAIN = frozenset(name for name in FORMS if GRID[name].query == "plain")
 WEIGHTED_MEANS = frozenset(name for name in FORMS if GRID[name].row == "mean")
-SUMS = frozenset(name for name in FORMS if GRID[name].row == "sum")
+SEQUENTIAL = frozenset(name for name, form in FORMS.items() if form.is_sequential)
+SUMS = frozenset(name for name in FORMS if GRID[name].row == "sum") - SEQUENTIAL  # steps do not add up in any order
 LINES = frozenset(name for name in FORMS if GRID[name].row == "line")
 MAY_VANISH = frozenset(name for name in FORMS if GRID[name].may_vanish)
 # and by what can be given.
 BIASED = frozenset(name for name, form in FORMS.items() if "bias" in form.options)
 WITH_ALPHA = frozenset(name for name, form in FORMS.items() if "alpha" in form.options)
 SCALED = frozenset(name for name, form in FORMS.items() if "scale" in form.options)
-SEQUENTIAL = frozenset(name for name, form in FORMS.items() if form.is_sequential)
 STATEFUL = frozenset(name for name, form in FORMS.items() if form.has_state)
 
 # What a target may offer besides options that it takes, and what is said where it does not.
