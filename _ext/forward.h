@@ -68,14 +68,14 @@ INLINE void keep_statistics(const tiled_problem *P, idx batch, const query_tile 
     memcpy(stats + P->Tq, s->sum, (size_t)tile->n * sizeof(real));
 }
 
-/* Whoever asks is told whether q, k, v are finite; they are read here while they are on their way to the cache
- * anyhow, keys and values once. */
-INLINE void tell_whether_finite(const tiled_problem *P, const query_tile *tile, const real *q,
-                                const real *k, const real *v)
+/* Whoever asks is told whether q, k, v are finite; keys and values once, by the first task of a batch entry: reading
+ * them in order brings them to the cache for the products, which jump from row to row. */
+INLINE void tell_whether_finite(const tiled_problem *P, int is_first_task, const query_tile *tile,
+                                const real *q, const real *k, const real *v)
 {
     if (!P->not_finite) return;
     vec doubt = doubt_about(q + tile->start * P->d, tile->n * P->d);
-    if (tile->start == 0) doubt += doubt_about(k, P->Tk * P->d) + doubt_about(v, P->Tk * P->dv);
+    if (is_first_task) doubt += doubt_about(k, P->Tk * P->d) + doubt_about(v, P->Tk * P->dv);
     tell_if_doubtful(P->not_finite, doubt);
 }
 
@@ -97,7 +97,7 @@ static void forward_run(const void *problem, void *workspace, idx task)
     forward_scratch s;
     forward_layout(P, workspace, &s);
 
-    tell_whether_finite(P, &tile, q, k, v);
+    tell_whether_finite(P, task % tiles == 0, &tile, q, k, v);
     pack_queries(&tile, q, P->d, s.qt, (real)P->scale * z_units(P->score));
     for (idx i = 0; i < tile.nv * LANES; i++) {
         s.peak[i] = REAL_LOWEST; /* finite, so that (-inf) - peak is -inf and not NaN */

@@ -119,7 +119,7 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
     const small_weights unkept = {s.p, s.p, TILE};
     const small_weights w = P->kept ? weights_at(P, batch, &tile) : unkept;
 
-    tell_whether_finite(P, &tile, q, k, v);
+    tell_whether_finite(P, tile.start == 0, &tile, q, k, v);
     pack_queries(&tile, q, d, s.qt, (real)P->scale * z_units(P->score));
     product_along_rows(seg.n, tile.nv, d, k, d, s.qt, TILE, w.p, w.stride, OVERWRITE);
     if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e);
