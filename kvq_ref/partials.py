@@ -219,9 +219,10 @@ def partial_line(
     exponent = z if bias is None else z + bias
     hidden = ~visible | (exponent == -math.inf)
     w = xp.exp(xp.where(hidden, xp.full_like(z, -math.inf), exponent) - _in_range(maximum))
-    mean = (k_sum / row_divisor(total))[..., :, None, :]
-    c = k[..., None, :, :] - mean
+    divisor = row_divisor(total)
+    c = k[..., None, :, :] - (k_sum / divisor)[..., :, None, :]
     c = xp.where((w > 0)[..., None], c, xp.zeros_like(c))
+    c = c - (w / divisor)[..., None, :] @ c  # as in the form's file
     wc = transpose(w[..., None] * c)
     return LinePartial(maximum, total, k_sum, w @ v, wc @ c, wc @ v[..., None, :, :])
 

@@ -61,6 +61,7 @@ def forward(
     # (..., Tq, Tk, d), for the difference of sum p k k^T and mu mu^T would lose the digits of a small covariance.
     c = k[..., None, :, :] - mu[..., :, None, :]
     c = xp.where((p > 0)[..., None], c, xp.zeros_like(c))  # one that is hidden may be as large as it likes
+    c = c - p[..., None, :] @ c  # the rounding of mu, which a query far away would magnify
     covariance = transpose(p[..., None] * c) @ c
     inverse = solver_of_each(covariance, alpha)
 
