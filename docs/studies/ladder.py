@@ -1,24 +1,12 @@
-"""The runs behind docs/ladder.md and the fourth tutorial.
-
-    python docs/make_ladder.py run DIR        train what DIR does not have yet; an hour on two cores
-    python docs/make_ladder.py write DIR      put the results into tutorials/results/ladder.json
-
-Each line of ``STUDIES`` is a ``kvq-ref run``; the name in front is the folder in DIR.
-"""
+"""Softmax and expressive attention on the complexity ladder: the runs behind the fourth tutorial."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from kvq_ref.files import write_atomically
 from kvq_ref.lab.results import Run, read_runs
 
-RESULTS = Path(__file__).parents[1] / "tutorials" / "results" / "ladder.json"
 COMMON = "--steps 1500 --batch 32 --schedule cosine"
 # Of some 600 starts or more: with fewer, a model can learn them by heart, and fails on those held out for that reason.
 TAUS, NUMBERS = "--N 5 --set tau=4,6,8,12,16", "--tau 6 --set N=3,8,12"
@@ -49,8 +37,8 @@ MAP = {
 SEVERAL = ("2:8 5:4", "2:8 5:4 3:6 4:5 7:4 2:12 3:8 5:6")
 
 
-def studies() -> list[tuple[str, str]]:
-    """Folder and arguments of each sweep, in the order of their importance."""
+def studies(folder: Path) -> list[tuple[str, str]]:
+    """Name and arguments of each sweep, in the order of their importance."""
     search = "--N 5 --tau 4 --set form=softmax,expressive --set positions=rotary,alibi,learned"
     found = [("search", f"nt {search} --set rate=1e-3,3e-3,1e-2,3e-2 --set gain=1,2 --seeds 100:101 {COMMON}")]
     for (form, positions), best in BEST.items():
@@ -77,19 +65,10 @@ def studies() -> list[tuple[str, str]]:
     return found
 
 
-def run(folder: Path) -> None:
-    """Train what is missing; a study that is interrupted goes on the next time."""
-    for name, arguments in studies():
-        command = ["kvq-ref", "run", *shlex.split(arguments), "--jobs", "2", "--out", str(folder / name)]
-        print("$", shlex.join(command), flush=True)
-        if subprocess.run(command).returncode not in (0, 1):
-            raise SystemExit("stopped; the same command goes on")
-
-
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Every run as a short row, by study, with the command that repeats it."""
     found = {}
-    for name in dict.fromkeys(name for name, _ in studies()):
+    for name in dict.fromkeys(name for name, _ in studies(folder)):
         rows = [row(x) for x in read_runs([folder / name]).finished] if (folder / name / "cells").is_dir() else []
         found[name] = sorted(rows, key=lambda row: str(row["command"]))
     return found
@@ -100,16 +79,3 @@ def row(x: Run) -> dict[str, Any]:
     ends = {name: round(float(x.result[name]), 4) for name in ("accuracy", "best_accuracy")}
     ends |= {name: round(value, 4) for name, value in x.result.items() if name.startswith("accuracy N=")}
     return settings | {"solved": x.result["solved"], "steps": x.result["steps"], **ends, "command": x.config.command()}
-
-
-if __name__ == "__main__":
-    what, where = sys.argv[1], Path(sys.argv[2])
-    if what == "run":
-        run(where)
-    else:
-        RESULTS.parent.mkdir(exist_ok=True)
-        lines = (
-            f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
-            for name, rows in results(where).items()
-        )
-        write_atomically(RESULTS, "{\n" + ",\n".join(lines) + "\n}\n")
