@@ -100,6 +100,40 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
     return result
 
 
+def read_model(folder: Path) -> tuple[Config, Parameters]:
+    """What a run is, and the parameters that it has learned by its last checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    config : Config
+        ``config.model().apply(parameters, ...)`` gives the model's answers.
+    parameters : Parameters
+
+    Raises
+    ------
+    RunError
+        If the folder holds no run, or no checkpoint of it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(task="sinusoid", steps=2), Path(folder))
+    ...     config, parameters = read_model(Path(folder))
+    >>> x = np.zeros((1, 3, 1), np.float32)
+    >>> config.model().apply(parameters, x, x, x)[0].shape
+    (1, 3, 1)
+    """
+    if not (folder / "checkpoint.safetensors").exists():
+        raise RunError(f"{folder}: there is no checkpoint of a run in it")
+    config = Config.from_toml((folder / "config.toml").read_text(encoding="utf-8"))
+    return config, _load(config, folder).parameters
+
+
 def _advance(config: Config, folder: Path, state: State, report: Report) -> None:
     """From where the state stands to the end of the run."""
     task, model = config.task_of(), config.model()

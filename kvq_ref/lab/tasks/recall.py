@@ -77,9 +77,10 @@ class Recall(EpisodeTask):
         keys = rng.standard_normal((batch, self.K, self.d))
         keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
         symbols = rng.integers(0, self.N, (batch, self.K))
-        asked = min(self.K, MOST_QUERIES)  # pairs have no order: the first are as good as any
-        queries = keys[:, :asked] + self.noise / np.sqrt(self.d) * rng.standard_normal((batch, asked, self.d))
-        return episodes(keys, one_hot(symbols, self.N), queries, symbols[:, :asked])
+        # early and late pairs alike: a recurrence forgets
+        asked = np.linspace(0, self.K - 1, min(self.K, MOST_QUERIES)).round().astype(int)
+        queries = keys[:, asked] + self.noise / np.sqrt(self.d) * rng.standard_normal((batch, len(asked), self.d))
+        return episodes(keys, one_hot(symbols, self.N), queries, symbols[:, asked])
 
     @functools.cached_property
     def yardsticks(self) -> Mapping[str, Predict]:
