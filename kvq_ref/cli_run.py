@@ -28,6 +28,7 @@ or, where a model reads a context of --K pairs (x, y) and answers queries,
   sinusoid           sinusoids of random amplitude and phase
   linear_regression  linear functions of --d variables, with --noise
   digits             images of --N classes not seen before, --K of each (needs scikit-learn)
+  photographs        which of --N photographs is a patch from? (needs scikit-image)
   recall             which of --N symbols went with this key?
   registration       affine maps of point clouds, with a --outlier-share
   outliers           which point of a set follows another linear function?
@@ -62,7 +63,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "terms": ("N", "terms of a sum; lookups for a token (default: 2)"),
         "tasks": ("PAIRS", "pairs N:tau for several (default: 2:5 3:4)"),
         "T": ("N", "tokens that the model sees (default: the task's choice)"),
-        "K": ("N", "pairs in a context; digits: of each class (default: 10)"),
+        "K": ("N", "pairs in a context; digits, photographs: of each class (default: 10)"),
         "K_least": ("N", "training draws the number of pairs from this to K (default: always K)"),
         "d": ("N", "dimensions of x (default: 8)"),
         "noise": ("X", "added to y in the context (default: 0)"),
@@ -112,6 +113,7 @@ PACKAGES = {
     "report": ("matplotlib", "safetensors", "tomli_w"),
     "cluster": ("dask", "distributed"),
     "digits": ("sklearn",),
+    "photographs": ("skimage",),
 }
 
 
@@ -253,7 +255,7 @@ def packages_missing(what: str) -> str:
     missing = [name for name in PACKAGES[what] if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
-    extra = {"cluster": "cluster", "digits": "lab,tour"}.get(what, "lab")
+    extra = {"cluster": "cluster", "digits": "lab,tour", "photographs": "photographs"}.get(what, "lab")
     return f'this needs {", ".join(missing)}: pip install "kvq_ref[{extra}]"'
 
 

@@ -12,6 +12,7 @@ from kvq_ref.lab.tasks.episodes import EpisodeTask
 from kvq_ref.lab.tasks.linear_regression import LinearRegression
 from kvq_ref.lab.tasks.lookups import Lookup
 from kvq_ref.lab.tasks.outliers import Outliers
+from kvq_ref.lab.tasks.photographs import Photographs
 from kvq_ref.lab.tasks.recall import Recall
 from kvq_ref.lab.tasks.recurrences import copy, nt, products, sums
 from kvq_ref.lab.tasks.registration import Registration
@@ -76,6 +77,7 @@ TASKS: dict[str, Entry] = {
         ("K", "K_least", "d", "noise"), LinearRegression, K=16, noise=0.25, encoder="none"
     ),
     "digits": _in_context(("N", "K"), Digits, N=5, K=5, target=1.0),
+    "photographs": _in_context(("N", "K"), Photographs, N=5, K=5, target=1.0),
     "recall": _in_context(("K", "d", "N", "noise"), Recall, K=16, d=16, N=16, target=1.0),
     "registration": _in_context(("K", "d", "noise", "outlier_share"), Registration, K=16, d=3, noise=0.05),
     "outliers": _in_context(

@@ -64,10 +64,10 @@ class Config:
     ----------
     task : str
         One of ``TASKS``: of sequences, nt, sums, products, copy, lookup, several; in context,
-        sinusoid, linear_regression, digits, recall, registration, outliers.
+        sinusoid, linear_regression, digits, photographs, recall, registration, outliers.
     N, tau : int
         Tokens are numbers mod N; the furthest that the task looks back (nt, sums, products, copy).
-        N is also the number of classes (digits) and of symbols (recall).
+        N is also the number of classes (digits, photographs) and of symbols (recall).
     terms : int
         Terms of a sum; lookups for a token.
     tasks : str
@@ -75,7 +75,8 @@ class Config:
     T : int, optional
         Tokens that the model sees; by default the task's choice.
     K, K_least : int
-        Pairs in a context, of each class (digits) or in all; training draws their number from K_least to K.
+        Pairs in a context, of each class (digits, photographs) or in all; training draws their number from K_least
+        to K.
     d : int
         Dimensions of x (linear_regression, recall, registration, outliers).
     noise, outlier_share : float

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import kvq_ref as kvq
 from kvq_ref.lab.config import Config
 from kvq_ref.lab.nn.in_context import InContext
 from kvq_ref.lab.scores import marks
-from kvq_ref.lab.tasks.digits import FEWEST, HELD_OUT, TO_LEARN, Digits, _images
+from kvq_ref.lab.tasks.digits import Digits
 from kvq_ref.lab.tasks.episodes import Episodes, EpisodeTask, predictions
+from kvq_ref.lab.tasks.few_shot import FewShot
 from kvq_ref.lab.tasks.linear_regression import LinearRegression
 from kvq_ref.lab.tasks.outliers import Outliers
+from kvq_ref.lab.tasks.photographs import PHOTOGRAPHS, Photographs, _grey, _patches
 from kvq_ref.lab.tasks.recall import Recall
 from kvq_ref.lab.tasks.registration import Registration
 from kvq_ref.lab.tasks.sinusoid import Sinusoid
@@ -27,6 +31,7 @@ TASKS: dict[str, EpisodeTask] = {
     "linear regression": LinearRegression(),
     "linear regression, a range": LinearRegression(K=9, K_least=3, d=3),
     "digits": Digits(N=3, K=2),
+    "photographs": Photographs(N=9, K=2),
     "recall": Recall(K=20, d=4, N=5, noise=0.1),
     "registration": Registration(outlier_share=0.2),
     "outliers": Outliers(K=8, d=2),
@@ -110,17 +115,51 @@ def test_nothing_does_better_than_bayes(rng: np.random.Generator) -> None:
     assert error(task.bayes_alpha) < min(error(task.bayes_alpha / 4), error(task.bayes_alpha * 4))
 
 
-def test_classes_of_the_test_are_never_learned_from(rng: np.random.Generator) -> None:
-    assert not set(TO_LEARN) & set(HELD_OUT)
-    images, counts = _images()
-    assert (counts.sum(), counts.min()) == (1797, FEWEST)
-    seen = {image.tobytes() for digit in HELD_OUT for image in images[digit, : counts[digit]]}
+@pytest.mark.parametrize("images_of", [Digits, Photographs])
+def test_classes_of_the_test_are_never_learned_from(images_of: type[FewShot], rng: np.random.Generator) -> None:
+    images, counts = images_of.images()
+    assert sorted(images_of.to_learn + images_of.held_out) == list(range(len(images)))
+    assert counts.min() == images_of.fewest
+    assert images.min() == 0
+    assert images.max() <= 1
+    seen = {image.tobytes() for n in images_of.held_out for image in images[n, : counts[n]]}
     for held_out in (False, True):
-        batch = Digits(N=5, K=3).sample(rng, 20, held_out)
+        batch = images_of(N=5, K=3).sample(rng, 20, held_out)
         for images in (batch.x, batch.queries):
             assert all((image.tobytes() in seen) == held_out for image in images.reshape(-1, 64))
         for x, queries in zip(batch.x, batch.queries, strict=True):  # no query is in its own context
             assert not {row.tobytes() for row in x} & {row.tobytes() for row in queries}
+
+
+def test_every_digit_is_there() -> None:
+    images, counts = Digits.images()
+    assert counts.sum() == 1797
+    assert np.count_nonzero(images.any(axis=-1)) == 1797
+
+
+def test_photographs_come_from_the_package_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the network nor a folder for what is downloaded."""
+    for name in ("HOME", "XDG_CACHE_HOME", "SKIMAGE_DATADIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delattr(socket, "socket")
+    for name, patches in zip(PHOTOGRAPHS, Photographs.images()[0], strict=True):
+        photograph = _grey(name)
+        assert photograph.ndim == 2
+        assert 0.5 < photograph.max() <= 1
+        whole = {patch.tobytes() for patch in _patches(photograph)}
+        found = {patch.tobytes() for patch in patches}
+        assert len(found) == len(patches)  # no two are equal, so no query is in its own context
+        assert found <= whole
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_patch_is_a_mean_of_pixels() -> None:
+    photograph = np.arange(40 * 36.0).reshape(40, 36)  # 2 x 2 patches, and some that is left over
+    patches = _patches(np.hstack([photograph, photograph[:, :4]]))
+    assert patches.shape == (4, 64)
+    assert patches[1, 0] == photograph[:2, 16:18].mean()
+    assert patches[2, 9] == photograph[18:20, 2:4].mean()
+    assert len(_patches(np.zeros((40, 36)))) == 1
 
 
 def test_yardsticks_where_the_answer_is_known(rng: np.random.Generator) -> None:
@@ -139,10 +178,10 @@ def test_yardsticks_on_outliers_and_images(rng: np.random.Generator) -> None:
     task: EpisodeTask = Registration(K=24, outlier_share=0.25)
     batch = task.sample(rng, 20)
     assert score(task, "RANSAC", batch) < score(task, "least squares", batch) / 10
-    task = Digits()
-    batch = task.sample(rng, 40, held_out=True)
-    for name in ("nearest neighbour", "nearest class mean", "ridge"):
-        assert score(task, name, batch) > 0.6  # chance is 0.2
+    for task, least in ((Digits(), 0.6), (Photographs(), 0.25)):  # chance is 0.2; 400 answers
+        batch = task.sample(rng, 40, held_out=True)
+        for name in ("nearest neighbour", "nearest class mean", "ridge"):
+            assert score(task, name, batch) > least
 
 
 def test_bayes_finds_the_outlier_most_often(rng: np.random.Generator) -> None:
@@ -166,6 +205,8 @@ def test_bayes_finds_the_outlier_most_often(rng: np.random.Generator) -> None:
         (LinearRegression, {"d": 0}, "d: expected at least 1, got 0"),
         (Digits, {"N": 6}, "N: expected 2 to 5 classes, for so many are held out, got 6"),
         (Digits, {"K": 173}, "K: expected 1 to 172 examples of a class, got 173"),
+        (Photographs, {"N": 10}, "N: expected 2 to 9 classes, for so many are held out, got 10"),
+        (Photographs, {"K": 255}, "K: expected 1 to 254 examples of a class, got 255"),
         (Recall, {"d": 1}, "d: expected at least 2, got 1"),
         (Outliers, {"K": 5}, r"K: expected at least d \+ 2, 6 points, got 5"),
         (Outliers, {"noise": 0.0}, "noise: expected more than 0"),

@@ -115,14 +115,22 @@ def test_without_scikit_learn_a_note_takes_their_place(sweep: list[Run], monkeyp
     assert "Bayes" not in text
 
 
-def test_images_without_scikit_learn_are_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("task", "package", "extra"), [("digits", "sklearn", "lab,tour"), ("photographs", "skimage", "photographs")]
+)
+def test_images_without_their_package_are_refused_before_any_work(
+    task: str,
+    package: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else there(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else there(name))
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "digits"]) == 2
-    assert 'needs sklearn: pip install "kvq_ref[lab,tour]"' in capsys.readouterr().err
+    assert main(["run", task]) == 2
+    assert f'needs {package}: pip install "kvq_ref[{extra}]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

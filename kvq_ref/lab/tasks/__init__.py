@@ -10,7 +10,7 @@ held_out.py     which starts are kept for the test
 episodes.py     tasks in context: an episode is a context of pairs (x, y), and queries to answer from it alone
 sinusoid.py     few-shot regression of sinusoids
 linear_regression.py   and of linear functions, where Bayes' predictor is known
-digits.py       few-shot classification of images
+few_shot.py     few-shot classification of images: digits.py, photographs.py
 recall.py       associative recall: the capacity of a memory
 registration.py        point clouds: an affine map from correspondences
 outliers.py     which point of a set does not belong
