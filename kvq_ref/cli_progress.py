@@ -77,7 +77,7 @@ class One(_Watch):
         """What came of it."""
         outcome = self.outcomes[0]
         if outcome.state == "failed":
-            return _failures([outcome])
+            return failures([outcome])
         if outcome.state == "busy":
             return f"another process is training this run: {outcome.folder}"
         result = outcome.result
@@ -104,12 +104,16 @@ class Many(_Watch):
         self.outcomes.append(outcome)
         failed = len(self.failed)
         if outcome.state == "failed":
-            with tqdm.external_write_mode(file=sys.stderr):
-                print(f"failed: {outcome.config.command()}\n  {outcome.error}", file=sys.stderr)
+            self.tell(f"failed: {outcome.config.command()}\n  {outcome.error}")
         if failed:
             self.bar.set_postfix_str(f"{failed} failed", refresh=False)
         self.bar.update()
         self.say(f"{self.so_far()}, {time.monotonic() - self.begun:.0f} s", now=len(self.outcomes) == self.total)
+
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(text, file=sys.stderr, flush=True)
 
     def so_far(self) -> str:
         failed = f", {len(self.failed)} failed" * bool(self.failed)
@@ -124,7 +128,7 @@ class Many(_Watch):
             runs = [Run(x.config, x.result) for x in finished]
             alike = [[run for run in runs if run.judged_by is score] for score in SCORES.values()]
             lines = [short_table(group).as_text() for group in alike if group]
-        lines += [_failures(self.failed)] if self.failed else []
+        lines += [failures(self.failed)] if self.failed else []
         old = f" ({before} of them before)" * bool(before)
         lines += [f"{self.so_far()}{old}\nresults   {out / 'cells'}\nreport    kvq-ref report {out}"]
         return "\n\n".join(lines)
@@ -135,7 +139,7 @@ def _numbers(row: dict[str, Any], score: Score) -> str:
     return f"loss {loss:.3g}, {score.name} {score.as_word(value)}"
 
 
-def _failures(outcomes: list[Outcome]) -> str:
+def failures(outcomes: list[Outcome]) -> str:
     """What failed, and how to repeat it."""
     lines = []
     for outcome in outcomes:

@@ -6,12 +6,14 @@ import argparse
 import importlib.util
 import shlex
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvq_ref.cli import CHECK_FAILED, INTERRUPTED, OK, positive, refuse
 
 if TYPE_CHECKING:
+    from kvq_ref.lab.cell import Outcome
     from kvq_ref.lab.config import Config
 
 DESCRIPTION = """\
@@ -37,6 +39,10 @@ The latter start from settings of their own: mostly one layer of width 64, 4000
 steps at a rate of 0.001, no weight decay, and no target where they are judged by
 their error.
 
+TASK may also be all, with --quick: a small version of every task, with a few forms,
+in some minutes, and a page that leads to a report of each. What the settings are is
+said in kvq_ref/lab/catalogue.py; those that are given go before them.
+
 Every run has a folder, DIR/cells/HASH, named by its settings. A run that has
 finished is not done again, and one that was interrupted, at whatever instant,
 goes on from its last checkpoint and ends with the same bits: so the same
@@ -51,6 +57,8 @@ examples:
   kvq-ref run sinusoid --set form=intention,softmax --set K=2,5,10,20 --seeds 3
   kvq-ref run --config my.toml --seeds 5:9
   kvq-ref run nt --set tau=2:12 --seeds 10 --scheduler tcp://10.0.0.7:8786
+  kvq-ref run all --quick --jobs 2
+  kvq-ref run all --quick --set task=nt,sinusoid --seeds 3
   kvq-ref report kvq-runs
 
 exit status: 0 all runs finished, 1 a run failed (it is named; the others finish), or
@@ -121,9 +129,13 @@ def run(options: argparse.Namespace) -> int:
     """The command ``run``."""
     if missing := packages_missing("run") or (options.scheduler and packages_missing("cluster")):
         return refuse("run", missing)
-    from kvq_ref import cli_progress
+    from kvq_ref import cli_progress, cli_run_all
 
+    if options.task == "all":
+        return cli_run_all.run_all(options)
     try:
+        if options.quick:
+            raise ValueError(f"--quick goes with all: kvq-ref run all --quick --set task={options.task or 'nt'}")
         configs = _configs(options)
         for task in {config.task for config in configs} & set(PACKAGES):
             if missing := packages_missing(task):
@@ -139,19 +151,35 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any) -> int:
-    from kvq_ref.lab.cell import DISK_IS_FULL, folder_of, forget
+    heed_what_is_there(options, {options.out: configs})
+    watch: Any = cli_progress.One(configs[0]) if _is_single(options) else cli_progress.Many(len(configs))
+    if (stopped := follow(options, watch, _outcomes(options, configs, watch))) is not None:
+        return stopped
+    print(watch.summary(options.out))
+    return CHECK_FAILED if watch.failed else OK
+
+
+def heed_what_is_there(options: argparse.Namespace, runs: Mapping[Path, Sequence[Config]]) -> None:
+    """What --restart and --resume ask for, of runs by the folder that keeps them."""
+    from kvq_ref.lab.cell import folder_of, forget
+
+    folders = [folder_of(config, out) for out, configs in runs.items() for config in configs]
+    if options.restart:
+        for folder in folders:
+            forget(folder)
+    if options.resume and not any(folder.exists() for folder in folders):
+        print(f"kvq-ref run: nothing to resume in {options.out}; this is a beginning", file=sys.stderr)
+
+
+def follow(options: argparse.Namespace, watch: Any, outcomes: Iterable[Outcome]) -> int | None:
+    """Watch runs to their end; the exit status where something stops them, and the command that goes on."""
+    from kvq_ref.lab.cell import DISK_IS_FULL
     from kvq_ref.lab.cluster import ClusterError
 
     again = _command(options)
-    if options.restart:
-        for config in configs:
-            forget(folder_of(config, options.out))
-    if options.resume and not any(folder_of(config, options.out).exists() for config in configs):
-        print(f"kvq-ref run: nothing to resume in {options.out}; this is a beginning", file=sys.stderr)
-    watch: Any = cli_progress.One(configs[0]) if _is_single(options) else cli_progress.Many(len(configs))
     try:
         with watch:
-            for outcome in _outcomes(options, configs, watch):
+            for outcome in outcomes:
                 watch.ended(outcome)
     except KeyboardInterrupt:
         print(f"kvq-ref run: interrupted, {watch.so_far()}; the same command goes on:\n  {again}", file=sys.stderr)
@@ -169,21 +197,27 @@ def _train(options: argparse.Namespace, configs: list[Config], cli_progress: Any
             file=sys.stderr,
         )
         return CHECK_FAILED
-    print(watch.summary(options.out))
-    return CHECK_FAILED if watch.failed else OK
+    return None
 
 
-def _outcomes(options: argparse.Namespace, configs: list[Config], watch: Any) -> Any:
+def _outcomes(options: argparse.Namespace, configs: list[Config], watch: Any) -> Iterator[Outcome]:
     from kvq_ref.lab.cell import folder_of, run_cell
-    from kvq_ref.lab.sweep import run_sweep
 
+    if _is_single(options):
+        yield run_cell(configs[0], folder_of(configs[0], options.out), report=watch.step)
+    else:
+        yield from sweep(options, configs, options.out)
+
+
+def sweep(options: argparse.Namespace, configs: Sequence[Config], out: Path) -> Iterator[Outcome]:
+    """Train them here or on a cluster."""
     if options.scheduler:
         from kvq_ref.lab.cluster import run_on_cluster
 
-        return run_on_cluster(configs, options.out, options.scheduler)
-    if _is_single(options):
-        return [run_cell(configs[0], folder_of(configs[0], options.out), report=watch.step)]
-    return run_sweep(configs, options.out, options.jobs)
+        return run_on_cluster(configs, out, options.scheduler)
+    from kvq_ref.lab.sweep import run_sweep
+
+    return run_sweep(configs, out, options.jobs)
 
 
 def _is_single(options: argparse.Namespace) -> bool:
@@ -201,7 +235,22 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     OSError, TypeError, ValueError
     """
     from kvq_ref.lab.catalogue import TASKS
-    from kvq_ref.lab.grid import axis, grid, read_settings, seeds
+    from kvq_ref.lab.grid import grid
+
+    settings, axes = wanted(options)
+    if "task" not in settings and "task" not in dict(axes):
+        raise ValueError(f"TASK is missing: {', '.join(TASKS)}")
+    return grid(settings, axes)
+
+
+def wanted(options: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, list[Any]]]]:
+    """Settings and axes, as a file and the command line have them.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError
+    """
+    from kvq_ref.lab.grid import axis, read_settings, seeds
 
     settings = read_settings(options.config) if options.config else {}
     given = _given(options)
@@ -211,10 +260,7 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     if options.seeds:
         settings.pop("seed", None)
         axes.append(("seed", seeds(options.seeds)))
-    settings |= given
-    if "task" not in settings and "task" not in dict(axes):
-        raise ValueError(f"TASK is missing: {', '.join(TASKS)}")
-    return grid(settings, axes)
+    return settings | given, axes
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -245,6 +291,7 @@ def _command(options: argparse.Namespace) -> str:
     for name in ("seeds", "scheduler"):
         if getattr(options, name):
             words += [f"--{name}", getattr(options, name)]
+    words += ["--quick"] if options.quick else []
     words += ["--jobs", str(options.jobs)] if options.jobs > 1 else []
     words += ["--out", str(options.out)] if options.out != OUT else []
     return shlex.join(words)
@@ -275,7 +322,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         usage="kvq-ref run TASK [--SETTING VALUE ...] [--set NAME=VALUES ...] [--seeds N] [--jobs N] [--out DIR]",
         allow_abbrev=False,
     )
-    parser.add_argument("task", nargs="?", metavar="TASK", help="nt, ..., sinusoid, ...: see above")
+    parser.add_argument("task", nargs="?", metavar="TASK", help="nt, ..., sinusoid, ..., all: see above")
 
     many = parser.add_argument_group("a grid of runs")
     many.add_argument(
@@ -286,6 +333,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="form=softmax,expressive; tau=2:12; tau=2:12:2",
     )
     many.add_argument("--seeds", metavar="N", help="so many, from 0 on; or FIRST:LAST, as in 3:8")
+    many.add_argument("--quick", action="store_true", help="with all: few steps, so that all take some minutes")
     many.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
     many.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that trains them, tcp://host:port")
 

@@ -35,6 +35,8 @@ STARTS: dict[str, Any] = {
     "evaluate_every": 100,
 }
 """Where models that read a context start: one layer, plain Adam, and no target but the steps."""
+QUICK: dict[str, Any] = {"form": ("softmax", "expressive", "linear", "intention"), "steps": 1000, "evaluate_every": 100}
+"""What ``kvq-ref run all --quick`` makes of a task: some seconds a run. A tuple has values of which each has a run."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Entry:
         What its runs are judged by.
     starts : mapping
         Defaults that are not those of :class:`~kvq_ref.lab.config.Config`.
+    quick : mapping
+        Settings of a small version: values, and tuples of them of which each has a run.
     """
 
     settings: tuple[str, ...]
@@ -59,18 +63,21 @@ class Entry:
     model: tuple[str, ...] = OF_SEQUENCES
     score: Score = ACCURACY
     starts: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=lambda: QUICK)
 
 
-def _in_context(settings: tuple[str, ...], task: type[EpisodeTask], **starts: Any) -> Entry:
-    return Entry(settings, task, OF_CONTEXTS, task.score, STARTS | starts)
+def _in_context(
+    settings: tuple[str, ...], task: type[EpisodeTask], quick: Mapping[str, Any] = QUICK, **starts: Any
+) -> Entry:
+    return Entry(settings, task, OF_CONTEXTS, task.score, STARTS | starts, quick)
 
 
 TASKS: dict[str, Entry] = {
     "nt": Entry(("N", "tau", "T"), nt),
-    "sums": Entry(("N", "tau", "terms", "T"), sums),
-    "products": Entry(("N", "tau", "T"), products),
+    "sums": Entry(("N", "tau", "terms", "T"), sums, quick=QUICK | {"terms": 3}),  # two terms are nt
+    "products": Entry(("N", "tau", "T"), products, quick=QUICK | {"N": 3}),
     "copy": Entry(("N", "tau", "T"), copy),
-    "lookup": Entry(("N", "terms"), lambda N, terms: Lookup(N, depth=terms)),
+    "lookup": Entry(("N", "terms"), lambda N, terms: Lookup(N, depth=terms), quick=QUICK | {"N": 4, "terms": 1}),
     "several": Entry(("tasks", "T"), lambda tasks, T: Several(pairs(tasks), T)),
     "sinusoid": _in_context(("K", "K_least", "noise"), Sinusoid),
     "linear_regression": _in_context(
@@ -81,7 +88,15 @@ TASKS: dict[str, Entry] = {
     "recall": _in_context(("K", "d", "N", "noise"), Recall, K=16, d=16, N=16, target=1.0),
     "registration": _in_context(("K", "d", "noise", "outlier_share"), Registration, K=16, d=3, noise=0.05),
     "outliers": _in_context(
-        ("K", "d", "noise"), Outliers, K=16, d=4, noise=0.1, values="encoded", layers=2, target=1.0
+        ("K", "d", "noise"),
+        Outliers,
+        K=16,
+        d=4,
+        noise=0.1,
+        values="encoded",
+        layers=2,
+        target=1.0,
+        quick=QUICK | {"K": 8, "d": 2},  # larger sets take more steps
     ),
 }
 
