@@ -84,8 +84,10 @@ class FewShot(EpisodeTask):
         queries = images[:, :, self.K :].reshape(batch, -1, self.inputs)
         labels = np.repeat(np.arange(self.N), self.K)
         targets = np.repeat(np.arange(self.N), QUERIES)
-        y = np.broadcast_to(one_hot(labels, self.N), (batch, len(labels), self.N))
-        return episodes(context, np.ascontiguousarray(y), queries, np.tile(targets, (batch, 1)))
+        # in any order, class by class in none: a recurrence remembers best what came last
+        order = rng.permuted(np.tile(np.arange(len(labels)), (batch, 1)), axis=1)
+        context = np.take_along_axis(context, order[..., None], axis=1)
+        return episodes(context, one_hot(labels[order], self.N), queries, np.tile(targets, (batch, 1)))
 
     @functools.cached_property
     def yardsticks(self) -> Mapping[str, Predict]:
