@@ -11,8 +11,10 @@ import inspect
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -414,27 +416,27 @@ class Target:
 
 
 class _Worker:
-    """A thread that calls the target, so that one that never returns can be left behind."""
+    """A thread that calls the target, so that one that never returns can be left behind; it ends with its worker."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._job: tuple[contextvars.Context, Callable[[], Any]] | None = None
-        self._result: tuple[Any, BaseException | None] = (None, None)
         self._hung = False
-        self._given, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._results: SimpleQueue[_Result] = SimpleQueue()
 
     def run(self, function: Callable[[], Any], limit: float) -> Any:
         if self._hung:  # its thread is still busy: to wait once more would only take time
             raise HungError("did not return from an earlier call")
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, daemon=True)
+            self._thread = threading.Thread(target=_serve, args=(self._jobs, self._results), daemon=True)
             self._thread.start()
-        self._job = (contextvars.copy_context(), function)
-        self._given.release()
-        if not self._done.acquire(timeout=limit):
+            weakref.finalize(self, self._jobs.put, None)
+        self._jobs.put((contextvars.copy_context(), function))
+        try:
+            result, error = self._results.get(timeout=limit)
+        except Empty:
             self._hung = True
-            raise HungError(f"did not return within {limit:g} s{self._where()}")
-        result, error = self._result
+            raise HungError(f"did not return within {limit:g} s{self._where()}") from None
         if error is None:
             return result
         if isinstance(error, DetachedError | MisbehavedError):
@@ -449,16 +451,21 @@ class _Worker:
         place = innermost(frames[::-1])
         return f", at {place}" if place else ""
 
-    def _loop(self) -> None:
-        while True:
-            self._given.acquire()
-            assert self._job is not None
-            context, function = self._job
-            try:
-                self._result = (context.run(function), None)
-            except BaseException as error:  # whatever the target raises is reported, not lost in a thread
-                self._result = (None, error)
-            self._done.release()
+
+_Job = tuple[contextvars.Context, Callable[[], Any]]
+_Result = tuple[Any, BaseException | None]
+
+
+def _serve(jobs: SimpleQueue[_Job | None], results: SimpleQueue[_Result]) -> None:
+    """Do what is asked for, until that is None."""
+    while (job := jobs.get()) is not None:
+        context, function = job
+        try:
+            result: _Result = (context.run(function), None)
+        except BaseException as error:  # whatever the target raises is reported, not lost in a thread
+            result = (None, error)
+        results.put(result)
+        del job, context, function, result  # they hold the worker, which would then never be given up
 
 
 def _one_of(name: str, value: str, known: Collection[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +89,19 @@ def test_after_it_hung_nobody_waits_for_it_again() -> None:
     report = verify(after_four(lambda q, k, v: time.sleep(60)), "softmax", limit=0.2, seed=0)
     assert [x.law for x in report.broken] == ["conduct"]
     assert {x.why for x in report.findings[1:]} <= {"the target hung before", "asked for with strict only"}
+
+
+def test_a_target_that_is_given_up_takes_its_thread_along() -> None:
+    """Whoever verifies many targets in one process is not left with as many threads."""
+    target = Target(kvq.softmax_attention, "softmax")
+    before = set(threading.enumerate())
+    target._run(lambda: None)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.is_alive()
+    del target
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_findings_are_told_as_they_come() -> None:
