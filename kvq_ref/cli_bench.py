@@ -33,6 +33,7 @@ examples:
   kvq-ref bench --peers torch --dtype float64
   kvq-ref bench --latency --mixed --memory         these instead of the ratios
   kvq-ref bench train                              training steps of small models
+  kvq-ref bench cost                               what a token costs as T grows
 
 exit status: 0 measured, 1 a variant disagrees with the reference or a process died
 (it is named), 2 unusable arguments, 130 interrupted (what was measured is written).
@@ -54,6 +55,24 @@ examples:
   kvq-ref bench train --threads 1,2                both models; takes ten minutes
   kvq-ref bench train --quick                      the small one, three rounds, no torch.compile
   kvq-ref bench train --models small --positions alibi
+
+exit status: as of kvq-ref bench
+"""
+COST_DESCRIPTION = """\
+Time a token of each form while T grows, in powers of 2: forward, and forward and
+backward, causal and not, with as many sequences as make the tokens of the longest.
+A process for each form; they take turns, and rounds in which the machine was busy
+are dropped, as by `kvq-ref bench`. Only kvq_ref is timed, and nothing is compared
+but times: for results, and other libraries, see `kvq-ref bench`.
+
+Writes cost.md (tables, slopes, and what they say of the abstract's "exactly the
+same complexity"), cost.json (every window), cost.png and cost-dark.png.
+"""
+COST_EXAMPLES = """\
+examples:
+  kvq-ref bench cost                               takes some minutes
+  kvq-ref bench cost --forms softmax intention --longest 4096 --jobs f --no-causal
+  kvq-ref bench cost --threads 2 --out cost-2
 
 exit status: as of kvq-ref bench
 """
@@ -127,6 +146,45 @@ def train(options: argparse.Namespace) -> int:
         print("kvq-ref bench train: interrupted; what was measured so far is written", file=sys.stderr)
         return status
     return CHECK_FAILED if run.results.failures else OK
+
+
+def cost(options: argparse.Namespace) -> int:
+    """The command ``kvq-ref bench cost``."""
+    from kvq_ref.bench.cost import SHORTEST, CostRun, as_text, cost_jobs, failures
+    from kvq_ref.bench.processes import available_threads
+    from kvq_ref.bench.run import BenchError, Options
+    from kvq_ref.bench.schedule import Effort
+
+    if options.threads > (cores := available_threads()):
+        return refuse("bench cost", f"--threads {options.threads}: this process may use {cores}")
+    if options.longest < SHORTEST:
+        return refuse("bench cost", f"--longest: expected at least {SHORTEST}, got {options.longest}")
+    columns = (False, True) if options.causal is None else (options.causal,)
+    wanted = Options(
+        out=options.out,
+        jobs=cost_jobs(options.longest, options.d, options.jobs, columns, options.dtype),
+        peers=tuple(dict.fromkeys(options.forms)),
+        threads=options.threads,
+        dtype=options.dtype,
+        effort=Effort(options.rounds, options.budget),
+        seed=options.seed,
+    )
+    try:
+        with _Bar(len(wanted.jobs)) as bar:
+            run = CostRun(wanted, bar)
+            status = OK
+            try:
+                run.measure()
+            except KeyboardInterrupt:
+                status = INTERRUPTED
+            run.write(figures=True)
+    except BenchError as error:
+        return refuse("bench cost", str(error))
+    print(f"{as_text(run.results)}\n\nreport   {wanted.out / 'cost.md'}")
+    if status == INTERRUPTED:
+        print("kvq-ref bench cost: interrupted; what was measured so far is written", file=sys.stderr)
+        return status
+    return CHECK_FAILED if failures(run.results) else OK
 
 
 def _options(options: argparse.Namespace) -> Options:
@@ -277,7 +335,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     how.add_argument("--seed", type=seed, metavar="N", help="of the random inputs (default: 0)")
     how.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
     parser.set_defaults(command=bench, **DEFAULTS)
-    _add_train(parser.add_subparsers(title="instead of the forms", metavar="train"))
+    instead = parser.add_subparsers(title="instead of the forms", metavar="train | cost")
+    _add_train(instead)
+    _add_cost(instead)
 
 
 def _add_train(commands: argparse._SubParsersAction[Any]) -> None:
@@ -302,3 +362,29 @@ def _add_train(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--seed", type=seed, metavar="N", help="of data and parameters (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
     parser.set_defaults(**{**DEFAULTS, "command": train, "threads": [1], "peers": ["torch"], "positions": "none"})
+
+
+def _add_cost(commands: argparse._SubParsersAction[Any]) -> None:
+    from kvq_ref.bench.jobs import DEFAULT_FORMS, FORMS
+
+    parser = commands.add_parser(
+        "cost",
+        help="time a token of each form as T grows: kvq-ref bench cost --help",
+        description=COST_DESCRIPTION,
+        epilog=COST_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="kvq-ref bench cost [options]",
+    )
+    parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help=f"of {', '.join(FORMS)}")
+    parser.add_argument("--longest", type=positive, metavar="T", help="the largest T, from 64 on (default: 16384)")
+    parser.add_argument("--d", type=positive, metavar="N", help="of queries, keys and values (default: 64)")
+    parser.add_argument("--jobs", type=_whats, metavar="f,fb", help="forward, forward and backward (default: both)")
+    parser.add_argument("--causal", action=argparse.BooleanOptionalAction, help="only causal, or not (default: both)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="of the arrays (default: float32)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of every process (default: 1)")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="that count, for each T (default: 7)")
+    parser.add_argument("--budget", type=_seconds, metavar="SECONDS", help="for the rounds of a T (default: 10)")
+    parser.add_argument("--seed", type=seed, metavar="N", help="of the random inputs (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: ./kvq-bench)")
+    start = {"command": cost, "forms": list(DEFAULT_FORMS), "longest": 16384, "d": 64, "rounds": 7, "budget": 10.0}
+    parser.set_defaults(**DEFAULTS | start)

@@ -15,6 +15,7 @@ report.py         tables in Markdown; figure.py draws them
 run.py            all of it, written down after every job
 training.py       training steps of small models; training_ours.py and training_torch.py make them,
 training_run.py   and this is the run and its report
+cost.py           a token's cost as T grows, form beside form; cost_figure.py draws it
 
 implementations.py and timing.py compare the compiled kernels with the reference
 inside one process: what ``kvq-ref tour`` shows.

@@ -101,6 +101,8 @@ class Run:
         Makes the process of a peer, from its name and the number of threads.
     """
 
+    measurement: type[Measurement] = Measurement
+
     def __init__(
         self, options: Options, progress: Progress | None = None, start: Callable[[str, int], Any] = Worker
     ) -> None:
@@ -140,7 +142,8 @@ class Run:
         alive = self._living()
         peers: dict[str, Answers] = {name: alive[name] for name in self._peers}
         workers = Workers(peers, alive["probe"], self.options.threads)
-        case = Measurement(job, workers, self.options.effort, folder, self.options.seed, self.progress.detail).run()
+        how = (self.options.effort, folder, self.options.seed, self.progress.detail)
+        case = self.measurement(job, workers, *how).run()
         for name in set(self._peers) - set(peers):  # it died
             self._alive.pop(name).close()
         return case

@@ -8,7 +8,7 @@ than its own best is timed more than once: the rest cannot be the best.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Measurement:
         """Measure. What goes wrong in a worker is written down in the case, and the others go on."""
         case = Case(self.job)
         self._prepare(case)
-        if any(name.startswith("ours/") for name in case.first):
+        if self._is_worth_it(case.first):
             names = worth_timing(case.first, self.effort.slow)
             for name in set(case.first) - set(names):
                 self._ask(case, name, "forget")
@@ -162,8 +162,12 @@ class Measurement:
             present = [x for x in names if number < MIN_ROUNDS or case.first[x] < self.effort.budget / 20]
             case.rounds.append(self._round(case, turns(present, number)))
             names = [name for name in names if name not in case.failed]
-            if not any(name.startswith("ours/") for name in names):
+            if not self._is_worth_it(names):
                 break
+
+    def _is_worth_it(self, names: Iterable[str]) -> bool:
+        """Without ours there is nothing to compare."""
+        return any(name.startswith("ours/") for name in names)
 
     def _best(self, case: Case) -> float:
         return max(one.probe for one in case.rounds)
