@@ -27,6 +27,7 @@ examples:
   kvq-ref verify my.kernels:attention --form softmax     hold your own kernel to the laws
   kvq-ref run nt --form expressive --tau 5      train a small model on any form
   kvq-ref run nt --set form=softmax,expressive --set tau=2:12 --seeds 10 --jobs 2
+  kvq-ref run all --quick                       a small version of every task, in some minutes
   kvq-ref report kvq-runs                       tables, figures and a page of these runs
   kvq-ref bench --quick                         time the forms against PyTorch and JAX
   kvq-ref config                                versions and kernels, for a bug report

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = "all.html"  # in a folder that may hold a sweep, and so its report.html
 CAUTION = (
-    "A look at everything, not a result: few steps, and mostly one seed. What is ahead here may be behind after more "
+    "A look at everything, not a result: few steps, and few seeds. What is ahead here may be behind after more "
     "steps, or by chance."
 )
 

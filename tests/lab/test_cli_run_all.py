@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kvq_ref.cli import main
+from kvq_ref.cli_run import PACKAGES, packages_missing
 from kvq_ref.lab import cell
 from kvq_ref.lab.catalogue import TASKS
 from kvq_ref.lab.config import Config
@@ -40,15 +41,16 @@ def test_every_task_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     command = [*ALL, "--set", "form=softmax,intention", "--out", "out"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    for task, entry in TASKS.items():
+    there = {task: x for task, x in TASKS.items() if task not in PACKAGES or not packages_missing(task)}
+    for task, entry in there.items():
         assert re.search(rf"^{task} +{entry.score.name} +[\d.e-]+ +[\d.e-]+ +\S", printed.out, re.MULTILINE)
         assert re.search(rf"^{task}: softmax [\d.e-]+, intention [\d.e-]+; \d+ s$", printed.err, re.MULTILINE)
-    count = 2 * len(TASKS)
+    count = 2 * len(there)
     assert f"{count} of {count} runs finished\nreport    out/all.html\n" in printed.out
     page = Path("out/all.html").read_text(encoding="utf-8")
     for link in re.findall(r'href="([^"]+)"', page):
         assert Path("out", link).exists()
-    assert page.count("/report.html") == len(TASKS)
+    assert page.count("/report.html") == len(there)
     results = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/cells/*/result.json")}
     assert len(results) == count
     # once more: nothing is trained again; with another seed, that alone
