@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from kvq_ref.bench.cost import costs, groups, slope_text, slopes
+from kvq_ref.bench.cost import FITTED, costs, groups, slope_text, slopes
 from kvq_ref.bench.jobs import FORMS
 from kvq_ref.bench.report import Results
 from kvq_ref.lab.looks import LOOKS, Theme
@@ -34,16 +34,10 @@ def cost_figure(results: Results) -> Picture:
                 style: dict[str, Any] = {"color": colour, "linestyle": "--" if look.preconditioned else "-"}
                 (line,) = ax.plot(xs, ys, marker=look.marker, markersize=5, markerfacecolor=face, **style)
                 legend.setdefault(look.label, line)
-                if form in fitted:
-                    ax.annotate(
-                        slope_text(fitted[form]),
-                        (xs[-1], ys[-1]),
-                        (6, 0),
-                        textcoords="offset points",
-                        va="center",
-                        size=9,
-                        color=colour,
-                    )
+            for i, (form, slope) in enumerate(fitted.items()):  # where no curve is: short sequences cost little
+                words = f"{LOOKS[FORMS[form]].label} {slope_text(slope)}"
+                colour = theme.colour(FORMS[form])
+                ax.text(0.04, 0.95 - 0.09 * i, words, transform=ax.transAxes, va="top", size=9, color=colour)
             ax.set_title(title)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
@@ -53,16 +47,15 @@ def cost_figure(results: Results) -> Picture:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_minor_locator(NullLocator())
             ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            ax.margins(x=0.12)
             ax.grid(color=theme.faint, linewidth=0.4)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
         figure.supylabel("microseconds a token", fontsize=10.5)
         figure.supxlabel(
-            f"T, at d = {d}, {results.config.get('dtype', '')}, {threads} thread{'s' * (threads != '1')}; "
-            "numbers: slopes at the largest T",
+            f"T; d = {d}, {results.config.get('dtype', '')}, {threads} thread{'s' * (threads != '1')}; "
+            f"slopes over the last {FITTED}",
             fontsize=10.5,
         )
         figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=len(legend))
 
-    return draw_both((1.2 + 3.6 * columns, 1.2 + 2.5 * rows), draw)
+    return draw_both((1.8 + 3.3 * columns, 1.2 + 2.5 * rows), draw)
