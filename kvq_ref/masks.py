@@ -108,7 +108,7 @@ def lengths(n_keys: Array | list[int], Tk: int) -> Array:
 def alibi(heads: int, Tq: int, Tk: int) -> Array:
     """ALiBi: a bias that falls linearly with distance, with a slope for each head.
 
-    As a *bias* it multiplies a weight by exp(-slope * |i - j|) in every score
+    As a *bias* it multiplies a weight by ``exp(-slope * |i - j|)`` in every score
     form, so it serves expressive attention as it does softmax. The slopes are
     the geometric sequence 2^(-8/heads), 2^(-16/heads), ... of
     Press, Smith & Lewis 2022 (arXiv 2108.12409) for a power of two.

@@ -6,8 +6,8 @@
 **Theorem.**
 
 1. alpha I_alpha = L - Q G (G + alpha I)^-1 K^T V, where G = K^T K. So alpha I_alpha tends to L for large alpha,
-   with an error of at most |Q| |K^T V| lambda_max / (lambda_max + alpha). So do its gradients, and row by row the
-   causal form. Every layer of linear attention is copied by an Intention layer of as many parameters, as closely
+   with an error of at most ``|Q| |K^T V| lambda_max / (lambda_max + alpha)``. So do its gradients, and row by row
+   the causal form. Every layer of linear attention is copied by an Intention layer of as many parameters, as closely
    as one likes on all tokens up to a given length. For orthonormal keys (1 + alpha) I_alpha = L exactly.
 2. L is the first step of gradient descent, from zero, on the problem that Intention solves. The further steps
    lead to Intention at a geometric rate.

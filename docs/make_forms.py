@@ -1,0 +1,205 @@
+"""A page for each form, from its file and from what is declared of it: docs/conf.py writes them at every build.
+
+Nothing on such a page is written twice: the equation, the cost and the words are those of the form's file, its sources
+are included as they stand, and the laws, the relatives and what serves it are read off from the package's data.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import kvq_ref as kvq
+from kvq_ref.cli import lesson_parts
+from kvq_ref.dispatch import FORMS, capabilities, file_name
+from kvq_ref.grid import GRID, Place
+from kvq_ref.testing import LAWS
+
+DIFFERENT = {"query": "another query", "score": "another score", "row": "another row"}
+
+PAGE = """# {title}
+
+{summary}
+
+```text
+{equation}
+```
+
+{{py:func}}`kvq_ref.{name}` · [`kvq_ref/forms/{file}.py`](../../kvq_ref/forms/{file}.py)
+
+{words}
+
+## Forward and backward
+
+:::::{{grid}} 1 1 2 2
+:gutter: 2
+:class-container: source
+
+::::{{grid-item}}
+```{{literalinclude}} ../../kvq_ref/forms/{file}.py
+:pyobject: forward
+```
+::::
+
+::::{{grid-item}}
+```{{literalinclude}} ../../kvq_ref/forms/{file}.py
+:pyobject: backward
+```
+::::
+:::::
+
+:::{{dropdown}} The whole file
+```{{literalinclude}} ../../kvq_ref/forms/{file}.py
+```
+:::
+
+## Cost
+
+{cost}
+
+## What serves it
+
+{served}
+
+## Its place, and its relatives
+
+{place}
+
+{relatives}
+
+## The laws that it obeys
+
+[`kvq-ref verify`](../../tutorials/03_verify_your_own_kernel.md) holds a kernel to these.
+
+{laws}
+
+## Source
+
+{source}
+"""
+
+
+def page(name: str) -> str:
+    """The page of a form, in MyST markdown."""
+    lesson = inspect.cleandoc(FORMS[name].module.__doc__ or "")
+    parts = lesson_parts(lesson)
+    summary = inspect.cleandoc(getattr(kvq, name).__doc__ or "").split("\n\n")[0]
+    return PAGE.format(
+        name=name,
+        file=file_name(name),
+        title=title(name),
+        summary=escape(summary),
+        equation=first_equation(lesson),
+        words=words(lesson),
+        cost=sentence(parts["cost"]),
+        source=sentence(parts["source"]),
+        served=served_by(name),
+        place=described(GRID[name]),
+        relatives=relatives(name),
+        laws=laws(name),
+    )
+
+
+def title(name: str) -> str:
+    """As the form's file has it, without what comes after a comma or a colon."""
+    lesson = inspect.cleandoc(FORMS[name].module.__doc__ or "")
+    return re.split(r"[,:.(]", lesson_parts(lesson)["title"])[0].strip()
+
+
+def first_equation(lesson: str) -> str:
+    """The first block of indented lines."""
+    found = re.search(r"^(?:    .*\n)(?:(?:    .*)?\n)*?(?=\S|\Z)", lesson, re.MULTILINE)
+    assert found is not None
+    return inspect.cleandoc("\n" + found.group().rstrip())
+
+
+def words(lesson: str) -> str:
+    """What stands between the first equation and the cost; later equations as blocks."""
+    body = lesson.partition("\n\n")[2].partition("\nCost: ")[0]
+    paragraphs = re.split(r"\n\n", body)
+    first = next(i for i, text in enumerate(paragraphs) if text.startswith("    "))
+    return "\n\n".join(
+        f"```text\n{inspect.cleandoc(chr(10) + text)}\n```" if text.startswith("    ") else escape(text)
+        for i, text in enumerate(paragraphs)
+        if i > first or (i < first and text.strip())
+    )
+
+
+def sentence(text: str) -> str:
+    return escape(text[:1].upper() + text[1:])
+
+
+def escape(text: str) -> str:
+    """Words in which markdown's own signs are nothing but signs; ``code`` stays code."""
+    pieces = re.split(r"(``.*?``|:\w+:`[^`]*`)", text, flags=re.DOTALL)
+    return "".join(x if i % 2 else re.sub(r"([\\`*_{}\[\]<>$|~#])", r"\\\1", x) for i, x in enumerate(pieces))
+
+
+def served_by(name: str) -> str:
+    """A table of the implementations."""
+    columns = ("implementation", "arrays", "dtypes", "options")
+    rows = [row for row in capabilities() if row["form"] == name]
+    lines = [columns, ("---",) * len(columns), *(tuple(row[x] for x in columns) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def described(place: Place) -> str:
+    return f"Query: {place.query}. Score: `{place.score}`. Row: {place.row}."
+
+
+def relatives(name: str) -> str:
+    """The forms at the same place, and those that differ from it in one thing."""
+    own = axes(GRID[name])
+    others = {x: axes(place) for x, place in GRID.items() if x != name}
+    lines = []
+    if same := [link(x) for x, place in others.items() if place == own]:
+        lines.append(f"- the same place: {', '.join(same)}")
+    for field, words in DIFFERENT.items():
+        rest = {key: word for key, word in own.items() if key != field}
+        near = {x: place for x, place in others.items() if place[field] != own[field] and rest.items() <= place.items()}
+        if near:
+            lines.append(f"- {words}: {', '.join(f'{link(x)} (`{place[field]}`)' for x, place in near.items())}")
+    return "\n".join(lines)
+
+
+def axes(place: Place) -> dict[str, str]:
+    """What places are compared by: a query that a line is read off at is a plain one."""
+    query = "plain" if place.query == "centred" else place.query
+    return {"query": query, "score": place.score, "row": place.row}
+
+
+def link(name: str) -> str:
+    return f"[{title(name)}]({file_name(name)}.md)"
+
+
+def laws(name: str) -> str:
+    """Every law of the form: its name, its statement and its formula."""
+    lines = []
+    for law in LAWS:
+        if name in law.forms:
+            strict = " (with `--strict` alone)" if law.strict else ""
+            lines.append(f"{law.name}\n: {escape(law.statement)}{strict}\n\n  $$\n  {law.latex}\n  $$\n")
+    return "\n".join(lines)
+
+
+def index() -> str:
+    """All forms, by query and by what is made of a row."""
+    head = "# The forms\n\nBy what becomes of a query, of a score, and of a row, as `kvq_ref.grid` declares it.\n\n"
+    table = "| form | query | score | row |\n|---|---|---|---|\n"
+    rows = "".join(f"| {link(x)} | {p.query} | `{p.score}` | {p.row} |\n" for x, p in GRID.items())
+    tree = "\n```{toctree}\n:hidden:\n\n" + "".join(f"{file_name(name)}\n" for name in FORMS) + "```\n"
+    return head + table + rows + tree
+
+
+def write(folder: Path) -> None:
+    """Write all pages; one that has not changed is left alone, so that Sphinx does not read it again."""
+    folder.mkdir(exist_ok=True)
+    pages = {file_name(name): page(name) for name in FORMS} | {"index": index()}
+    for old in folder.glob("*.md"):
+        if old.stem not in pages:
+            old.unlink()
+    for stem, text in pages.items():
+        path = folder / f"{stem}.md"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
