@@ -18,7 +18,12 @@ from kvq_ref.testing import LAWS
 
 DIFFERENT = {"query": "another query", "score": "another score", "row": "another row"}
 
-PAGE = """# {title}
+# The sidebar goes, for code side by side needs the width.
+PAGE = """---
+html_theme.sidebar_secondary.remove: true
+---
+
+# {title}
 
 {summary}
 
