@@ -40,7 +40,7 @@ extensions = [
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a notebook is executed again where its code has changed
-nb_execution_timeout = 180
+nb_execution_timeout = 600  # of a cell; the tests hold a whole tutorial to a minute, here a machine may be busy
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
