@@ -87,6 +87,7 @@ class One(_Watch):
         cost = json.loads((outcome.folder / "cost.json").read_text(encoding="utf-8"))
         return (
             f"{how} after {result['steps']} steps{before}: {_numbers(result, self.score)} on held-out data\n"
+            f"{_acting(result)}"
             f"time      {cost['seconds']:.1f} s, {cost['steps_per_second']:.0f} steps/s\n"
             f"results   {outcome.folder}\nrepeat    {outcome.config.command()}"
         )
@@ -137,6 +138,15 @@ class Many(_Watch):
 def _numbers(row: dict[str, Any], score: Score) -> str:
     loss, value = (math.nan if row[name] is None else row[name] for name in ("loss", score.name))
     return f"loss {loss:.3g}, {score.name} {score.as_word(value)}"
+
+
+def _acting(result: dict[str, Any]) -> str:
+    """What came of acting in an environment, if anything did."""
+    if "return" not in result:
+        return ""
+    own, teacher, chance = (f"{result[f'{who}return']:.4g}" for who in ("", "teacher_", "random_"))
+    goals = f"goal met {result['goal']:.2f}, the teacher's {result['teacher_goal']:.2f}"
+    return f"acting    return {own}, the teacher's {teacher}, of random actions {chance}; {goals}\n"
 
 
 def failures(outcomes: list[Outcome]) -> str:

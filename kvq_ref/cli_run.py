@@ -34,6 +34,11 @@ or, where a model reads a context of --K pairs (x, y) and answers queries,
   recall             which of --N symbols went with this key?
   registration       affine maps of point clouds, with a --outlier-share
   outliers           which point of a set follows another linear function?
+or, where the pairs are of states and actions, acts as the teacher of a context does, in the real environment
+(these need gymnasium; with slips of the teacher, a share up to --noise),
+  cartpole           CartPole-v1; teachers hold the cart at places of their own
+  mountain_car       MountainCar-v0; teachers have more skill or less
+  fetch              MiniGrid-Fetch-6x6-N2-v0; teachers want different things (needs minigrid)
 
 The latter start from settings of their own: mostly one layer of width 64, 4000
 steps at a rate of 0.001, no weight decay, and no target where they are judged by
@@ -55,6 +60,7 @@ examples:
   kvq-ref run nt --set form=softmax,expressive --set rate=1e-3,2e-3,4e-3 --tau 8 --out rates
   kvq-ref run sinusoid --form intention
   kvq-ref run sinusoid --set form=intention,softmax --set K=2,5,10,20 --seeds 3
+  kvq-ref run cartpole --form intention
   kvq-ref run --config my.toml --seeds 5:9
   kvq-ref run nt --set tau=2:12 --seeds 10 --scheduler tcp://10.0.0.7:8786
   kvq-ref run all --quick --jobs 2
@@ -74,7 +80,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "K": ("N", "pairs in a context; digits, photographs: of each class (default: 10)"),
         "K_least": ("N", "training draws the number of pairs from this to K (default: always K)"),
         "d": ("N", "dimensions of x (default: 8)"),
-        "noise": ("X", "added to y in the context (default: 0)"),
+        "noise": ("X", "added to y in the context; teachers' slips, at most (default: 0)"),
         "outlier_share": ("X", "of the pairs; they tell nothing (default: 0)"),
     },
     "the model": {
@@ -122,6 +128,9 @@ PACKAGES = {
     "cluster": ("dask", "distributed"),
     "digits": ("sklearn",),
     "photographs": ("skimage",),
+    "cartpole": ("gymnasium",),
+    "mountain_car": ("gymnasium",),
+    "fetch": ("gymnasium", "minigrid"),
 }
 
 
@@ -302,7 +311,9 @@ def packages_missing(what: str) -> str:
     missing = [name for name in PACKAGES[what] if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
-    extra = {"cluster": "cluster", "digits": "lab,tour", "photographs": "photographs"}.get(what, "lab")
+    of_control = dict.fromkeys(("cartpole", "mountain_car", "fetch"), "lab,control")
+    extras = {"cluster": "cluster", "digits": "lab,tour", "photographs": "photographs"} | of_control
+    extra = extras.get(what, "lab")
     return f'this needs {", ".join(missing)}: pip install "kvq_ref[{extra}]"'
 
 

@@ -8,6 +8,7 @@ limits.py       linear attention as the limit of Intention
 geometry.py     attention weights against the angle between query and key
 nn/             small models on any form, with gradients by hand
 config.py       what a training run is       tasks/        what it learns
+environments/   real ones, and teachers who act in them
 catalogue.py    every task by name           scores.py     what a run is judged by
 train.py        one run, in a folder
 grid.py         which runs a sweep has       cell.py       one of them

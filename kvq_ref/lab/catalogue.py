@@ -13,6 +13,7 @@ from kvq_ref.lab.tasks.linear_regression import LinearRegression
 from kvq_ref.lab.tasks.lookups import Lookup
 from kvq_ref.lab.tasks.outliers import Outliers
 from kvq_ref.lab.tasks.photographs import Photographs
+from kvq_ref.lab.tasks.policies import CartPole, Fetch, MountainCar
 from kvq_ref.lab.tasks.recall import Recall
 from kvq_ref.lab.tasks.recurrences import copy, nt, products, sums
 from kvq_ref.lab.tasks.registration import Registration
@@ -37,6 +38,18 @@ STARTS: dict[str, Any] = {
 """Where models that read a context start: one layer, plain Adam, and no target but the steps."""
 QUICK: dict[str, Any] = {"form": ("softmax", "expressive", "linear", "intention"), "steps": 1000, "evaluate_every": 100}
 """What ``kvq-ref run all --quick`` makes of a task: some seconds a run. A tuple has values of which each has a run."""
+
+OF_POLICIES: dict[str, Any] = {
+    "K": 32,
+    "noise": 0.2,
+    "rate": 3e-3,
+    "warm_up": 50,
+    "schedule": "cosine",
+    "steps": 2000,
+    "target": 2.0,
+    "evaluate_every": 200,
+}
+"""Where those of policies start."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,9 @@ TASKS: dict[str, Entry] = {
         target=1.0,
         quick=QUICK | {"K": 8, "d": 2},  # larger sets take more steps
     ),
+    "cartpole": _in_context(("K", "noise"), CartPole, **OF_POLICIES),
+    "mountain_car": _in_context(("K", "noise"), MountainCar, **OF_POLICIES),
+    "fetch": _in_context(("K", "noise"), Fetch, **OF_POLICIES),
 }
 
 

@@ -64,7 +64,8 @@ class Config:
     ----------
     task : str
         One of ``TASKS``: of sequences, nt, sums, products, copy, lookup, several; in context,
-        sinusoid, linear_regression, digits, photographs, recall, registration, outliers.
+        sinusoid, linear_regression, digits, photographs, recall, registration, outliers; of policies, in
+        environments, cartpole, mountain_car, fetch.
     N, tau : int
         Tokens are numbers mod N; the furthest that the task looks back (nt, sums, products, copy).
         N is also the number of classes (digits, photographs) and of symbols (recall).
@@ -80,7 +81,8 @@ class Config:
     d : int
         Dimensions of x (linear_regression, recall, registration, outliers).
     noise, outlier_share : float
-        What is added to y in the context; the share of pairs that tell nothing (registration).
+        What is added to y in the context (of policies: the largest share of a teacher's actions that are random);
+        the share of pairs that tell nothing (registration).
     form : str
         The attention.
     scale, alpha : float, optional

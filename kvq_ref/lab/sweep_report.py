@@ -36,6 +36,15 @@ YARDSTICKS = (
     "chosen on other episodes. Further columns, where there are some, are kinds of held-out episodes; of those that "
     "training does not draw from, none is part of the score."
 )
+ACTING_TITLE = "Acting in the environment"
+ACTING = (
+    "At the end of a run its model acts in the real environment: 100 episodes, or as many as are held out if these are "
+    "fewer, each in the place of a held-out teacher whom it knows by one context. Yardsticks, the teachers themselves "
+    "and random actions have the same starts. return: the environment's own; goal: how well the teacher's goal is met, "
+    "0 to 1 (cartpole: the share of all 500 steps with the pole up and the cart near the teacher's place; "
+    "mountain_car: of the episodes that end on top; fetch: of those in which the right thing is fetched); gap: by how "
+    "much the return of an episode is off the teacher's. Means with Student's 95 % interval over seeds."
+)
 COMPARING = (
     "Every row is a point of the grid at which all settings that both have to share are the same, and compares the "
     "runs of equal seeds in pairs. {Name}: the mean difference, first less second, with Student's 95 % interval; p: "
@@ -132,6 +141,9 @@ def analyse(
     comparisons = compare(runs, compared) if compared else []
     if any(has_yardsticks(run.config) for run in runs) and not is_installed():
         notes = [*notes, 'Yardsticks are left out: they need scikit-learn, pip install "kvq_ref[tour]".']
+    elif without := sorted({x.config.task for x in runs if has_yardsticks(x.config) and not is_installed(x.config)}):
+        lack = 'they need its environment, pip install "kvq_ref[control]"'
+        notes = [*notes, f"Yardsticks of {', '.join(without)} are left out: {lack}."]
     return Findings(runs, found, compared, by, notes, summarise(runs), comparisons, standings(runs))
 
 
@@ -199,6 +211,8 @@ def as_dict(findings: Findings) -> dict[str, Any]:
         """With the score under its name."""
         fields = asdict(x)
         fields.pop("judged_by")
+        if not fields.get("acting", True):
+            fields.pop("acting")
         return {findings.judged_by.name if name == "score" else name: value for name, value in fields.items()}
 
     return {
@@ -223,6 +237,8 @@ def as_markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
     if findings.standings:
         table = tables.standing_table(findings.standings)
         parts += ["## Forms and yardsticks", YARDSTICKS, table.as_markdown()]
+    if any(x.acting for x in findings.standings):
+        parts += [f"## {ACTING_TITLE}", ACTING, tables.acting_table(findings.standings).as_markdown()]
     points = tables.summary_table(findings.summaries, findings.has_target)
     parts += ["## Points", findings.reading, points.as_markdown()]
     for title, table in _comparisons(findings):
@@ -242,6 +258,9 @@ def as_html(findings: Findings, pictures: dict[str, tuple[Picture, str]]) -> str
     if findings.standings:
         beside = html.table(tables.standing_table(findings.standings))
         sections.append(html.section("Forms and yardsticks", beside, html.paragraph(YARDSTICKS, "soft")))
+    if any(x.acting for x in findings.standings):
+        acting = html.table(tables.acting_table(findings.standings))
+        sections.append(html.section(ACTING_TITLE, acting, html.paragraph(ACTING, "soft")))
     for title, table in _comparisons(findings):
         sections.append(html.section(title, html.table(table)))
     if findings.comparisons:

@@ -30,13 +30,17 @@ def short_table(runs: Sequence[Run]) -> Table:
     3       1       0   not reached         0.5000
     """
     names, score, has_target = axes_of([run.config for run in runs]), runs[0].judged_by, have_target(runs)
+    acted = ("return", "teacher_return") if all("return" in run.result for run in runs) else ()
     rows = []
     for point, group in grouped([(run.config, run) for run in runs], names).items():
         reached = (str(sum(run.result["solved"] for run in group)), _steps(median([run.steps for run in group])))
         merit = score.as_word(mean([run.score for run in group]).value)
-        rows.append((*map(as_word, point), str(len(group)), *(reached if has_target else ()), merit))
+        acting = (f"{mean([run.result[name] for run in group]).value:.4g}" for name in acted)
+        rows.append((*map(as_word, point), str(len(group)), *(reached if has_target else ()), merit, *acting))
     about_target = ("solved", "median steps") if has_target else ()
-    return Table((*names, "runs", *about_target, f"mean {score.name}"), rows, text_columns=len(names))
+    about_acting = ("mean return", "teacher's") if acted else ()
+    head = (*names, "runs", *about_target, f"mean {score.name}", *about_acting)
+    return Table(head, rows, text_columns=len(names))
 
 
 def summary_table(summaries: Sequence[Summary], has_target: bool = True) -> Table:
@@ -70,13 +74,38 @@ def standing_table(standings: Sequence[Standing]) -> Table:
     rows = []
     for x in standings:
         words = tuple(as_word(x.settings[name]) for name in settings)
-        form, *others = x.who.items()
-        who = ", ".join([as_word(form[1]), *(f"{name} {as_word(value)}" for name, value in others)])
         numbers = (str(x.n), _number(x.score.value, score), _score_interval(x.score, score))
         each = (_number(x.kinds[kind].value, score) for kind in kinds)
-        rows.append((*words, who, "yardstick" if x.is_yardstick else "trained", *numbers, *each))
+        rows.append((*words, _who(x), "yardstick" if x.is_yardstick else "trained", *numbers, *each))
     head = (*settings, "form or yardstick", "", "seeds", score.name, "95 %", *kinds)
     return Table(head, rows, text_columns=len(settings) + 2)
+
+
+def acting_table(standings: Sequence[Standing]) -> Table:
+    """What came of acting in an environment, with the teachers and random actions; the largest return first."""
+    settings = shown(standings[0].settings)
+    points: dict[tuple[str, ...], list[Standing]] = {}
+    for x in standings:
+        if x.acting:
+            points.setdefault(tuple(as_word(x.settings[name]) for name in settings), []).append(x)
+    rows = []
+    for words, group in points.items():
+        entries = [(_who(x), "yardstick" if x.is_yardstick else "trained", "", x) for x in group]
+        # the same beside every model of these seeds, as their starts are
+        beside = max(group, key=lambda x: (x.n, not x.is_yardstick))
+        entries += [("the teacher itself", "-", "teacher_", beside), ("random actions", "-", "random_", beside)]
+        for who, what, prefix, x in sorted(entries, key=lambda entry: -entry[3].acting[f"{entry[2]}return"].value):
+            found = [x.acting.get(f"{prefix}{name}") for name in ("return", "goal", "gap")]
+            columns = [word for y in found for word in (("-", "-") if y is None else (f"{y.value:.4g}", _span(y)))]
+            rows.append((*words, who, what, str(x.n), *columns))
+    head = (*settings, "form or yardstick", "", "seeds", "return", "95 %", "goal", "95 %", "gap", "95 %")
+    return Table(head, rows, text_columns=len(settings) + 2)
+
+
+def _who(x: Standing) -> str:
+    """A model by what varies, a yardstick by its name."""
+    form, *others = x.who.items()
+    return ", ".join([as_word(form[1]), *(f"{name} {as_word(value)}" for name, value in others)])
 
 
 def score_table(comparisons: Sequence[Comparison]) -> Table:
@@ -161,6 +190,11 @@ def _number(x: float, score: Score, sign: str = "") -> str:
 
 def _score_interval(x: Estimate, score: Score, sign: str = "") -> str:
     return "-" if math.isnan(x.low) else f"[{_number(x.low, score, sign)}, {_number(x.high, score, sign)}]"
+
+
+def _span(x: Estimate) -> str:
+    """The interval of a number of any size."""
+    return "-" if math.isnan(x.low) else f"[{x.low:.4g}, {x.high:.4g}]"
 
 
 def _interval(x: Estimate, digits: int) -> str:

@@ -38,10 +38,11 @@ from kvq_ref.lab.nn.optimizers import SGD, AdamW
 from kvq_ref.lab.nn.parameters import Parameters
 from kvq_ref.lab.nn.schedules import cosine, warm_up
 from kvq_ref.lab.scores import Score, marks
+from kvq_ref.lab.tasks.episodes import EpisodeTask
 from kvq_ref.lab.tasks.task import Task
 from kvq_ref.types import Array
 
-PARAMETERS, DATA, TEST = range(3)  # streams of random numbers
+PARAMETERS, DATA, TEST, ACTING = range(4)  # streams of random numbers
 CHECKPOINT_EVERY = 1.0  # seconds, at an evaluation
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -79,7 +80,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
     -------
     dict
         ``solved``, ``diverged``, ``steps``, the task's score (``accuracy`` or ``error``) and the like: what
-        result.json has.
+        result.json has; of policies, also what came of them in their environment.
 
     Raises
     ------
@@ -94,8 +95,8 @@ def train(config: Config, folder: Path, *, resume: bool = False, report: Report 
     with _threads(config.threads), kvq.use_backend(config.backend):
         state = _load(config, folder) if (folder / "checkpoint.safetensors").exists() else _begin(config)
         _advance(config, folder, state, report or (lambda step, row: None))
-    result = _result(config, state)
-    _save(config, folder, state)
+        _save(config, folder, state)
+        result = _result(config, state) | _act(config, state)
     write_atomically(finished, to_json(result))
     return result
 
@@ -230,6 +231,22 @@ def _result(config: Config, state: State) -> dict[str, Any]:
     }
 
 
+def _act(config: Config, state: State) -> dict[str, float]:
+    """What comes of the model's answers where they are actions; nothing, for other tasks."""
+    task, model = config.task_of(), config.model()
+    if not isinstance(task, EpisodeTask):
+        return {}
+
+    def read(x: Array, y: Array) -> Callable[[Array, Array], Array]:
+        def answer(rows: Array, queries: Array) -> Array:
+            inputs = (_array_on_device(part, state) for part in (x[rows], y[rows], queries))
+            return _to_numpy(model.apply(state.parameters, *inputs)[0])
+
+        return answer
+
+    return task.act(read, [config.seed, ACTING], config.evaluate_on)
+
+
 # ---- The state, and the folder that it is kept in --------------------------------------
 
 
@@ -296,10 +313,14 @@ def _claim(config: Config, folder: Path, resume: bool) -> None:
 
 
 def _on_device(batch: Any, state: State) -> Any:
+    return type(batch)(*(_array_on_device(x, state) for x in batch))
+
+
+def _array_on_device(x: np.ndarray, state: State) -> Array:
     """Numbers that are not whole take the dtype of the parameters."""
     flat = state.parameters.flat
-    parts = [x.astype(flat.dtype) if x.dtype.kind == "f" else x for x in batch]
-    return type(batch)(*(parts if isinstance(flat, np.ndarray) else (np.asarray(x, like=flat) for x in parts)))
+    x = x.astype(flat.dtype) if x.dtype.kind == "f" else x
+    return x if isinstance(flat, np.ndarray) else np.asarray(x, like=flat)
 
 
 def _to_numpy(x: Array) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvq_ref.lab import statistics
@@ -15,9 +15,10 @@ from kvq_ref.lab.results import Run, axes_of, grouped, value_of
 from kvq_ref.lab.scores import Score
 from kvq_ref.lab.statistics import Estimate
 from kvq_ref.lab.tasks.episodes import EpisodeTask, Predict, predictions
-from kvq_ref.lab.train import held_out, scored
+from kvq_ref.lab.train import ACTING, held_out, scored
 
 PACKAGE = "sklearn"
+ACTED = ("return", "goal", "gap")  # what comes of acting in an environment
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Standing:
         Mean over the seeds.
     kinds : dict of str to Estimate
         The same for each kind of the task, if there are several.
+    acting : dict of str to Estimate
+        What came of acting in the task's environment, if there is one: the method's own ``return``, ``goal`` and
+        ``gap``, and those of the teachers and of random actions from the same starts.
     """
 
     settings: dict[str, Any]
@@ -47,6 +51,7 @@ class Standing:
     judged_by: Score
     score: Estimate
     kinds: dict[str, Estimate]
+    acting: dict[str, Estimate] = field(default_factory=dict)
 
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
@@ -60,7 +65,7 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
     Returns
     -------
     list of Standing
-        Without the yardsticks where scikit-learn is not installed.
+        Without the yardsticks where scikit-learn, or what a task needs, is not installed.
     """
     runs = [run for run in runs if has_yardsticks(run.config)]
     if not runs:
@@ -79,7 +84,7 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
         tests = {run.config.seed: _test_of(run.config) for run in group}
         by_name: dict[str, list[Mapping[str, Any]]] = {}
         for test in tests.values():
-            for name, result in measured(test).items() if is_installed() else ():
+            for name, result in measured(test).items() if is_installed(test) else ():
                 by_name.setdefault(name, []).append(result)
         here += [_standing(settings, {"form": x}, True, y, group) for x, y in by_name.items()]
         found += sorted(here, key=lambda x: -x.judged_by.sign * x.score.value)
@@ -102,14 +107,18 @@ def has_yardsticks(config: Config) -> bool:
     return isinstance(config.task_of(), EpisodeTask)
 
 
-def is_installed() -> bool:
-    """Whether there is scikit-learn, which most yardsticks come from."""
-    return importlib.util.find_spec(PACKAGE) is not None
+def is_installed(config: Config | None = None) -> bool:
+    """Whether there is scikit-learn, which most yardsticks come from, and what the run's task needs."""
+    task = config.task_of() if config else None
+    packages = task.packages if isinstance(task, EpisodeTask) else ()
+    return all(importlib.util.find_spec(name) is not None for name in (PACKAGE, *packages))
 
 
 @functools.lru_cache(maxsize=1024)
 def measured(config: Config) -> dict[str, dict[str, float]]:
     """The scores of the task's yardsticks on what the run was tested on, under the names that the run's have.
+
+    Those of policies act in the environment too, from the starts that the run's model had.
 
     Examples
     --------
@@ -124,6 +133,8 @@ def measured(config: Config) -> dict[str, dict[str, float]]:
         name: scored(task, [predictions(predict, batch) for batch in tests], tests)
         for name, predict in _yardsticks(task).items()
     }
+    for name, read in task.acting_yardsticks.items():
+        found[name] |= task.act(read, [config.seed, ACTING], config.evaluate_on)
     of_each = [*task.variants.values(), *task.shifts.values()]
     for name in task.optimum:
         answers = [predictions(own.optimum[name], batch) for own, batch in zip(of_each, tests, strict=True)]
@@ -155,6 +166,9 @@ def _standing(
     def estimate(name: str) -> Estimate:
         return statistics.mean([float("inf") if x[name] is None else x[name] for x in results])
 
+    acted = [f"{who}{name}" for who in ("", "teacher_", "random_") for name in ACTED]
+    acting = {name: estimate(name) for name in acted if all(name in x for x in results)}
+
     kinds = [name for name in results[0] if name.startswith(f"{score.name} ")]
     each = {name.removeprefix(f"{score.name} "): estimate(name) for name in kinds}
-    return Standing(settings, who, is_yardstick, len(results), score, estimate(score.name), each)
+    return Standing(settings, who, is_yardstick, len(results), score, estimate(score.name), each, acting)

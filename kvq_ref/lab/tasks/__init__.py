@@ -14,4 +14,5 @@ few_shot.py     few-shot classification of images: digits.py, photographs.py
 recall.py       associative recall: the capacity of a memory
 registration.py        point clouds: an affine map from correspondences
 outliers.py     which point of a set does not belong
+policies.py    policy distillation: act as a teacher does, in a real environment
 """

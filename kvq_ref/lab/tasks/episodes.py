@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy import linalg
@@ -14,6 +14,8 @@ from kvq_ref.lab.scores import Score, marks
 from kvq_ref.types import Array
 
 Predict = Callable[[Array, Array, Array], Array]
+Read = Callable[[Array, Array], Callable[[Array, Array], Array]]
+"""Of contexts (x, y), shape (n, K, ...): ``read(x, y)(rows, queries)`` answers queries of some of them."""
 
 
 class Episodes(NamedTuple):
@@ -74,6 +76,10 @@ class EpisodeTask:
         What training does not draw from: tested, but no part of the score.
     yardsticks : mapping of str to callable
         ``predict(x, y, queries)`` of one episode: what a simple method answers. What was chosen for it is in brackets.
+    acting_yardsticks : mapping of str to callable
+        The yardsticks, by name, that :meth:`act` can be asked about.
+    packages : tuple of str
+        What it needs besides the lab.
     optimum : mapping of str to callable
         The same of the best that there is, where it is known: of whoever is told how these episodes are made, so each
         kind has its own.
@@ -84,6 +90,7 @@ class EpisodeTask:
     outputs: int
     loss: str
     score: Score
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @functools.cached_property
     def variants(self) -> Mapping[str, EpisodeTask]:
@@ -95,6 +102,10 @@ class EpisodeTask:
 
     @functools.cached_property
     def yardsticks(self) -> Mapping[str, Predict]:
+        return {}
+
+    @functools.cached_property
+    def acting_yardsticks(self) -> Mapping[str, Read]:
         return {}
 
     @functools.cached_property
@@ -120,6 +131,24 @@ class EpisodeTask:
         tasks = [*self.variants.values(), *self.shifts.values()]
         batches = [task.sample(rng, each, held_out=True) for task in tasks]
         return [batch._replace(kinds=np.full(each, kind)) for kind, batch in enumerate(batches)]
+
+    def act(self, read: Read, seed: Sequence[int], n: int) -> dict[str, float]:
+        """What comes of a model that acts on its answers, at the end of a run: nothing, where a task is no policy.
+
+        Parameters
+        ----------
+        read : callable
+        seed : sequence of int
+            Of contexts and starts.
+        n : int
+            Episodes, at most.
+
+        Returns
+        -------
+        dict
+            Numbers for result.json.
+        """
+        return {}
 
 
 def check_context(K: int, K_least: int | None, noise: float) -> None:
