@@ -46,7 +46,7 @@ OF_POLICIES: dict[str, Any] = {
     "warm_up": 50,
     "schedule": "cosine",
     "steps": 2000,
-    "target": 2.0,
+    "target": 1.0,
     "evaluate_every": 200,
 }
 """Where those of policies start."""

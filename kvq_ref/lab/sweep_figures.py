@@ -31,19 +31,22 @@ COLUMNS = 3
 FAR = 1000  # a yardstick of so much less error than any run would press all runs into a corner
 DASHES = (":", "-.", (0, (1, 4)), (0, (6, 3)))  # of yardsticks
 MOST_AXES = 3
+ACTED = {"return": "return in the environment", "goal": "how well the teacher's goal is met"}
 SOLVED = {"solved": "share of runs that reach the target", "steps": "steps to the target"}
 Lines = list[tuple[Any, list[Run]]]  # of what is compared, its value and its runs
 
 
 def measures(runs: Sequence[Run]) -> dict[str, str]:
-    """What is drawn, and what it is called: the score, and what the target is about, where it can be reached at all.
+    """What is drawn, and what it is called: the score, what the target is about, where it can be reached at all, and
+    what came of acting in an environment.
 
     >>> from kvq_ref.lab.config import Config
     >>> list(measures([Run(Config(), {})])), list(measures([Run(Config(task="sinusoid"), {})]))
     (['accuracy', 'solved', 'steps'], ['error'])
     """
     score = runs[0].judged_by
-    return {score.name: score.words} | (SOLVED if have_target(runs) else {})
+    acted = all(name in run.result for run in runs for name in ACTED)
+    return {score.name: score.words} | (SOLVED if have_target(runs) else {}) | (ACTED if acted else {})
 
 
 def numeric_axes(runs: Sequence[Run], compare: str | None) -> list[str]:
@@ -77,9 +80,10 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
                 _style(value, i, compare, theme),
                 _label(value, compare),
             )
-        if measure == score.name:
+        if measure not in SOLVED:
             of_panel = [run for _, of_line in lines for run in of_line]
-            for i, (name, (xs, ys)) in enumerate(lines_of_yardsticks(of_panel, by).items()):
+            acted = measure if measure in ACTED else ""
+            for i, (name, (xs, ys)) in enumerate(lines_of_yardsticks(of_panel, by, acted).items()):
                 if score.sign > 0 or min(ys) > lowest / FAR:
                     ax.plot(xs, ys, color=theme.yardstick, linestyle=DASHES[i % len(DASHES)], linewidth=1, label=name)
         if is_log:
@@ -97,7 +101,7 @@ def against(runs: Sequence[Run], by: str, compare: str | None, measure: str) -> 
             ax.axhline(most, color=theme.yardstick, linewidth=0.8, linestyle=":")
         elif measure == score.name and score.sign < 0:
             ax.set_yscale("log")
-        else:
+        elif measure != "return":
             ax.set_ylim(lowest - 0.04 * (1 - lowest or 1), 1 + 0.04 * (1 - lowest or 1))
         ax.grid(color=theme.faint, linewidth=0.4)
 
@@ -194,7 +198,8 @@ def _line(ax: Axes, xs: list[float], groups: list[list[Run]], measure: str, styl
             ax.scatter([x] * len(reached), reached, s=14, color=style["color"], alpha=0.45, linewidths=0)
     if measure not in SOLVED:
         for x, group in zip(xs, groups, strict=True):
-            ax.scatter([x] * len(group), [r.score for r in group], s=14, color=style["color"], alpha=0.45, linewidths=0)
+            ys = [_value(run, measure) for run in group]
+            ax.scatter([x] * len(group), ys, s=14, color=style["color"], alpha=0.45, linewidths=0)
     y = np.array([e.value if e.value < math.inf else math.nan for e in estimates])
     reach = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
     bars = {"yerr": np.nan_to_num(reach, nan=0.0, posinf=0.0)} if measure != "steps" else {}
@@ -206,7 +211,11 @@ def _estimate(group: Sequence[Run], measure: str) -> Estimate:
         return statistics.share(sum(run.result["solved"] for run in group), len(group))
     if measure == "steps":
         return Estimate(statistics.median([run.steps for run in group]), math.nan, math.nan)
-    return statistics.mean([run.score for run in group])
+    return statistics.mean([_value(run, measure) for run in group])
+
+
+def _value(run: Run, measure: str) -> float:
+    return float(run.result[measure]) if measure in ACTED else run.score
 
 
 def _style(value: Any, i: int, compare: str | None, theme: Theme) -> dict[str, Any]:

@@ -91,15 +91,21 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
     return found
 
 
-def lines_of_yardsticks(runs: Sequence[Run], by: str) -> dict[str, tuple[list[Any], list[float]]]:
-    """What to draw against a setting of the task: for each yardstick, values of the setting and scores."""
-    found: dict[str, tuple[list[Any], list[float]]] = {}
+def lines_of_yardsticks(runs: Sequence[Run], by: str, acted: str = "") -> dict[str, tuple[list[Any], list[float]]]:
+    """What to draw against a setting of the task: for each yardstick, values of the setting and scores.
+
+    With ``acted``, what came of acting: "return", say, of yardsticks and of the teachers.
+    """
+    found: dict[str, dict[Any, float]] = {}
     for x in standings(runs):
-        if x.is_yardstick and list(x.settings) == [by]:
-            xs, ys = found.setdefault(x.who["form"].partition(" (")[0], ([], []))
-            xs.append(x.settings[by])
-            ys.append(x.score.value)
-    return found
+        if list(x.settings) == [by]:
+            at = x.settings[by]
+            if x.is_yardstick:
+                score = x.acting[acted] if acted else x.score
+                found.setdefault(x.who["form"].partition(" (")[0], {})[at] = score.value
+            elif acted:
+                found.setdefault("the teacher itself", {})[at] = x.acting[f"teacher_{acted}"].value
+    return {name: (list(line), list(line.values())) for name, line in found.items()}
 
 
 def has_yardsticks(config: Config) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 import kvq_ref as kvq
 from kvq_ref.cli import main
+from kvq_ref.lab import sweep_figures as figures
 from kvq_ref.lab import train as training
 from kvq_ref.lab import yardsticks
 from kvq_ref.lab.catalogue import TASKS
@@ -281,10 +282,10 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Told --------------------------------------------------------------------------------
 
 
-def acted(form: str, seed: int, own: float) -> Run:
+def acted(form: str, seed: int, own: float, **settings: Any) -> Run:
     others = {"teacher_return": 400.0, "teacher_goal": 0.75, "random_return": 20.0, "random_goal": 0.0}
     result = {"solved": False, "diverged": False, "steps": 4, "accuracy": 0.5, "return": own, "goal": 0.5, "gap": 10.0}
-    config = Config(task="cartpole", form=form, seed=seed, **TINY)
+    config = Config(task="cartpole", form=form, seed=seed, **TINY | settings)
     return Run(config, result | others | {"random_gap": 380.0})
 
 
@@ -304,6 +305,17 @@ def test_reports_say_how_models_acted(tmp_path: Path) -> None:
     assert linear["acting"]["return"]["value"] == 300.5
     sinusoid = [Run(Config(task="sinusoid", evaluate_on=4), {"solved": False, "steps": 1, "error": 1.0, "diverged": 0})]
     assert "Acting" not in as_markdown(analyse(sinusoid, Runs(sinusoid), None, []))
+
+
+def test_figures_of_acting(tmp_path: Path) -> None:
+    runs = [acted(form, 0, own, K=K) for form, own in (("softmax", 100.0), ("linear", 300.0)) for K in (4, 8)]
+    assert list(figures.measures(runs)) == ["accuracy", "solved", "steps", "return", "goal"]
+    assert "return" not in figures.measures([*runs, Run(runs[0].config, {"accuracy": 0.5})])
+    lines = yardsticks.lines_of_yardsticks(runs, "K", "return")
+    assert set(lines) == {"nearest state", "ridge on states", "logistic regression on states", "the teacher itself"}
+    assert lines["the teacher itself"] == ([4, 8], [400.0, 400.0])
+    write_report(analyse(runs, Runs(runs), "form", ["K"]), tmp_path)
+    assert {"accuracy-K.png", "return-K.png", "goal-K.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_without_the_environments(
