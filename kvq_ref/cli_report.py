@@ -41,7 +41,7 @@ def report(options: argparse.Namespace) -> int:
         return refuse("report", missing)
     from kvq_ref.lab.sweep_report import missing as left_out
     from kvq_ref.lab.sweep_report import verdict, write_report
-    from kvq_ref.lab.sweep_tables import standing_table, verdict_table
+    from kvq_ref.lab.sweep_tables import acting_table, standing_table, verdict_table
 
     try:
         findings = _findings(options)
@@ -53,6 +53,8 @@ def report(options: argparse.Namespace) -> int:
     print("\n".join([verdict(findings), *findings.notes, *left_out(findings.found)]))
     if findings.standings:
         print(f"\n{standing_table(findings.standings).as_text()}")
+    if any(x.acting for x in findings.standings):
+        print(f"\n{acting_table(findings.standings).as_text()}")
     if findings.comparisons:
         print(f"\n{verdict_table(findings.comparisons, findings.has_target).as_text()}")
     print(f"\nreport   {page}")

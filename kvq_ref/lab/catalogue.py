@@ -113,7 +113,7 @@ TASKS: dict[str, Entry] = {
     ),
     "cartpole": _in_context(("K", "noise"), CartPole, **OF_POLICIES),
     "mountain_car": _in_context(("K", "noise"), MountainCar, **OF_POLICIES),
-    "fetch": _in_context(("K", "noise"), Fetch, **OF_POLICIES),
+    "fetch": _in_context(("K", "noise"), Fetch, **OF_POLICIES | {"rate": 1e-2}),
 }
 
 

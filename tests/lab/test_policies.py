@@ -74,7 +74,7 @@ def test_who_pushes_as_the_car_moves_is_up_soonest(rng: np.random.Generator) -> 
 def test_everything_is_fetched_by_the_shortest_way(rng: np.random.Generator) -> None:
     begun = starts(FETCH, rng, 20)
     found = returns(FETCH, begun, [FETCH.held_out[i] for i, _ in begun])
-    assert found.min() > 1 - 0.9 * 20 / 60  # steps: two for each of 8 turns or cells, and there are fewer
+    assert found.min() >= 1 - 0.9 * 9 / 60 - 1e-12  # in 9 steps at most
     assert set(starts(FETCH, np.random.default_rng(3), 5)) == set(starts(FETCH, np.random.default_rng(3), 5))
 
 
