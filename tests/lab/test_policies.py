@@ -247,6 +247,8 @@ def test_a_model_acts_at_the_end_of_its_run(
         assert 0 <= run.result["goal"] <= 1
     assert main(["run", "fetch", "--set", "form=intention,linear", *ARGUMENTS]) == 0
     assert "mean return  teacher's" in capsys.readouterr().out
+    assert main(["report", "kvq-runs", "--where", "task=fetch"]) == 0
+    assert "the teacher itself" in capsys.readouterr().out
 
 
 class StopHereError(Exception):
