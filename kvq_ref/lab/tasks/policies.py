@@ -84,12 +84,28 @@ class Policies(EpisodeTask):
 
     def sample(self, rng: np.random.Generator, batch: int, held_out: bool = False) -> Episodes:
         seen = shown(self.family, self.noise, held_out)
-        return self._episodes(rng, rng.integers(len(seen.states), size=batch), held_out)[0]
+        return self.episodes_of(rng, rng.integers(len(seen.states), size=batch), held_out)[0]
 
-    def _episodes(
+    def episodes_of(
         self, rng: np.random.Generator, teachers: Array, held_out: bool
     ) -> tuple[Episodes, Callable[[Array, Array], Array]]:
-        """One of each of the teachers; and what makes features of states, for rows of them."""
+        """An episode of each of some teachers.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+        teachers : array of int64, shape (n,)
+            Their numbers.
+        held_out : bool
+            Of the teachers held out, or of those to learn from.
+
+        Returns
+        -------
+        episodes : Episodes
+        features : callable
+            ``features(rows, states)``: what the model is to see of states, shape (len(rows), M, family.inputs), of some
+            of the episodes.
+        """
         seen, rows = shown(self.family, self.noise, held_out), teachers[:, None]
         n = len(teachers)
         order = self.family.renamed(rng, n) if self.family.renamed else np.tile(np.arange(self.family.inputs), (n, 1))
@@ -154,7 +170,7 @@ class Policies(EpisodeTask):
         n = min(n, EPISODES)
         begun, teacher, chance = _to_compare(self.family, tuple(seed), n)
         whose = np.array([i for i, _ in begun])
-        context, features = self._episodes(np.random.default_rng([*seed, CONTEXT]), whose, True)
+        context, features = self.episodes_of(np.random.default_rng([*seed, CONTEXT]), whose, True)
         answer = read(context.x, context.y)
 
         def answered(rows: Array, envs: Sequence[Any]) -> Array:
