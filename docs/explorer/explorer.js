@@ -29,9 +29,12 @@ window.explorer = (() => {
   });
 
   /* {name: rows of weights, one for each query of the grid} */
+  let queries = { of: "", Q: [] }; // they stay as they are while a point is dragged
   const weigh = (names) => {
     const K = state.points.map(([x]) => kvq.features(x, state));
-    const Q = GRID.map((x) => kvq.features(x, state));
+    const of = [state.kind, state.number, state.width, state.constant].join();
+    if (queries.of !== of) queries = { of, Q: GRID.map((x) => kvq.features(x, state)) };
+    const { Q } = queries;
     return Object.fromEntries(names.map((name) => [name, kvq.weights(name, Q, K, options(state))]));
   };
 
@@ -130,7 +133,8 @@ window.explorer = (() => {
       if (!series.show) return;
       ctx.globalAlpha = alone && alone !== form.name ? 0.15 : 1;
       ctx.lineWidth = 1.6 * px;
-      for (let at = 6 + ((i * 5) % 24); at < N_QUERIES; at += 26) {
+      const apart = bbox.width < 500 * px ? 52 : 26;
+      for (let at = 6 + ((i * 5) % 24); at < N_QUERIES; at += apart) {
         const y = u.data[i + 1][at];
         mark(ctx, form, u.valToPos(GRID[at], "x", true), u.valToPos(y, "y", true), 4 * px, colours()[form.score]);
       }
@@ -139,7 +143,7 @@ window.explorer = (() => {
   };
 
   const nothing = new Array(N_QUERIES).fill(null);
-  const height = () => clamp(Math.round($("plot").clientWidth * 0.52), 260, 440);
+  const height = () => clamp(Math.round($("plot").clientWidth * 0.52), 300, 440);
   const plot = new uPlot(
     {
       width: $("plot").clientWidth,
@@ -276,11 +280,14 @@ window.explorer = (() => {
     over.classList.toggle("many", nodes.length > 24);
     nodes.forEach((node, j) => {
       const [x, y] = state.points[j];
-      node.style.transform = `translate(${plot.valToPos(x, "x")}px, ${plot.valToPos(clamp(y, -state.range, state.range), "y")}px)`;
+      const at = `translate(${plot.valToPos(x, "x")}px, ${plot.valToPos(clamp(y, -state.range, state.range), "y")}px)`;
       node.classList.toggle("chosen", j === chosen);
-      const text = `${j + 1}`;
-      if (node.firstChild.textContent !== text) node.firstChild.textContent = text;
-      node.setAttribute("aria-label", `Point ${j + 1} of ${nodes.length}: x ${x.toFixed(2)}, y ${y.toFixed(2)}`);
+      const label = `Point ${j + 1} of ${nodes.length}: x ${x.toFixed(2)}, y ${y.toFixed(2)}`;
+      if (node.at === at && node.label === label) return; // most stand still while one is dragged
+      Object.assign(node, { at, label });
+      node.style.transform = at;
+      node.setAttribute("aria-label", label);
+      node.firstChild.textContent = `${j + 1}`;
     });
     $("remove").disabled = nodes.length === 0;
   };
@@ -358,13 +365,15 @@ window.explorer = (() => {
       cells.width = N_QUERIES;
       cells.height = n;
       const image = new ImageData(N_QUERIES, n);
-      heatRows.forEach((j, at) => {
+      const shades = Array.from({ length: 401 }, (_, i) => mix(paper, i < 200 ? NEGATIVE : positive, Math.abs(i - 200) / 200));
+      let byte = 0;
+      for (const j of heatRows) {
         for (let i = 0; i < N_QUERIES; i++) {
-          const t = W[i][j] / most;
-          const c = mix(paper, t < 0 ? NEGATIVE : positive, Math.abs(t));
-          image.data.set([...c, 255], 4 * (at * N_QUERIES + i));
+          const shade = shades[Math.round(200 + (200 * W[i][j]) / most)];
+          for (let c = 0; c < 3; c++) image.data[byte++] = shade[c];
+          image.data[byte++] = 255;
         }
-      });
+      }
       cells.getContext("2d").putImageData(image, 0, 0);
       ctx.imageSmoothingEnabled = false;
       ctx.drawImage(cells, heatBox.left, 0, heatBox.width, n * row);
@@ -481,8 +490,8 @@ window.explorer = (() => {
   slider($("sliders"), "decay of gated linear and mesa", ofState("decay", { step: 0.01 })).id = "decay";
   slider($("feature-sliders"), "width", ofState("width")).id = "width";
   slider($("feature-sliders"), "how many", ofState("number", { step: 1 })).id = "number";
-  slider($("dial-sliders"), "length of q", { min: 0, max: 4, step: 0.05, get: () => state.dial.q, set: (x) => (state.dial.q = x) });
-  slider($("dial-sliders"), "length of k", { min: 0, max: 4, step: 0.05, get: () => state.dial.k, set: (x) => (state.dial.k = x) });
+  slider($("dial-sliders"), "length of q", { min: 0, max: DIAL.q[1], step: 0.05, get: () => state.dial.q, set: (x) => (state.dial.q = x) });
+  slider($("dial-sliders"), "length of k", { min: 0, max: DIAL.k[1], step: 0.05, get: () => state.dial.k, set: (x) => (state.dial.k = x) });
 
   /* alpha from one end to the other, in nine seconds; a decade at a time for those who want less motion */
   let sweeping = 0;
@@ -634,7 +643,7 @@ window.explorer = (() => {
   const drawDial = () => {
     const { angle, q, k } = state.dial;
     const radians = (angle * Math.PI) / 180;
-    const unit = RADIUS / 4;
+    const unit = RADIUS / DIAL.q[1];
     const [kx, ky] = [k * unit * Math.cos(radians), -k * unit * Math.sin(radians)];
     set("dial-q", { x2: q * unit });
     set("dial-q-end", { cx: q * unit });

@@ -6,8 +6,8 @@
    here is double precision, without masks, and held to kvq_ref by
    tests/explorer/test_explorer.py.
 
-   A call has q, the query (array of d), K, the keys (n arrays of d), and
-   options. What no query changes, a Cholesky factor, is found once, by
+   A call has q, the query (Float64Array of d), K, the keys (n of them), and
+   options. What no query changes, as a Cholesky factor, is found once, by
    prepare(). Plain script, not a module: modules do not load from file://. */
 "use strict";
 
@@ -18,12 +18,6 @@ const kvq = (() => {
     let sum = 0;
     for (let c = 0; c < a.length; c++) sum += a[c] * b[c];
     return sum;
-  };
-
-  const minus = (a, b) => {
-    const c = Float64Array.from(a);
-    for (let i = 0; i < b.length; i++) c[i] -= b[i];
-    return c;
   };
 
   const divideBySum = (w) => {
@@ -65,7 +59,7 @@ const kvq = (() => {
   /* (L L^T)^-1 b */
   const solve = (L, b) => {
     const d = b.length;
-    const x = Float64Array.from(b);
+    const x = b.slice();
     for (let a = 0; a < d; a++) {
       for (let c = 0; c < a; c++) x[a] -= L[a][c] * x[c];
       x[a] /= L[a][a];
@@ -77,7 +71,12 @@ const kvq = (() => {
     return x;
   };
 
-  const scores = (q, K, scale = 1) => Float64Array.from(K, (k) => scale * dot(q, k));
+  /* z_j = scale q.k_j */
+  const scores = (q, K, scale = 1) => {
+    const z = new Float64Array(K.length);
+    for (let j = 0; j < K.length; j++) z[j] = scale * dot(q, K[j]);
+    return z;
+  };
 
   // ---- what a score becomes -------------------------------------------------
 
@@ -119,13 +118,15 @@ const kvq = (() => {
   /* p_ij = softmax_j(scale q_i.k_j),  mu_i = sum_j p_ij k_j,  c_ij = k_j - mu_i
      S_i  = sum_j p_ij c_ij c_ij^T + alpha I
      w_ij = p_ij (1 + c_ij . S_i^-1 (q_i - mu_i))                 a line fitted near the query */
-  const local_linear_attention = (q, K, { scale, alpha }) => {
+  const roomForC = (K, d) => K.map(() => new Float64Array(d)); // used again by every query: most of the time went into it
+  const local_linear_attention = (q, K, { scale, alpha }, C) => {
     const d = q.length;
     const p = softmax(scores(q, K, scale));
     const mu = new Float64Array(d);
     for (let j = 0; j < K.length; j++) for (let c = 0; c < d; c++) mu[c] += p[j] * K[j][c];
-    const C = K.map((k) => minus(k, mu));
-    const y = solve(cholesky(gram(C, d, alpha, p)), minus(q, mu));
+    for (let j = 0; j < K.length; j++) for (let c = 0; c < d; c++) C[j][c] = K[j][c] - mu[c];
+    const r = q.map((x, c) => x - mu[c]);
+    const y = solve(cholesky(gram(C, d, alpha, p)), r);
     return p.map((pj, j) => pj * (1 + dot(C[j], y)));
   };
 
@@ -154,7 +155,7 @@ const kvq = (() => {
   /* S_j = S_{j-1} + beta_j k_j (v_j - S_{j-1}^T k_j)^T,  out = S^T q,  beta_j = beta / |k_j|^2.
      Read from the end: v_j enters with beta_j k_j.r, where r is what the later steps have left of q. */
   const delta_rule = (q, K, { beta }) => {
-    const r = Float64Array.from(q);
+    const r = q.slice();
     const w = new Float64Array(K.length);
     for (let j = K.length - 1; j >= 0; j--) {
       const k = K[j];
@@ -169,17 +170,15 @@ const kvq = (() => {
   const left = (n, decay) => Float64Array.from({ length: n }, (_, j) => decay ** (n - 1 - j));
 
   /* S_j = decay S_{j-1} + k_j v_j^T,  out = S^T q:   w_ij = decay^(n-1-j) q_i.k_j */
-  const gated_linear_attention = (q, K, { decay }) => {
-    const c = left(K.length, decay);
-    return scores(q, K).map((z, j) => c[j] * z);
-  };
+  const fade = (K, d, { decay }) => left(K.length, decay);
+  const gated_linear_attention = (q, K, options, c) => scores(q, K).map((z, j) => c[j] * z);
 
   /* H = sum_j c_j k_j k_j^T,  c_j = decay^(n-1-j):   w_ij = c_j q_i (H + alpha I)^-1 k_j */
-  const fitFading = (K, d, { alpha, decay }) => cholesky(gram(K, d, alpha, left(K.length, decay)));
-  const mesa_attention = (q, K, { decay, times = 1 }, L) => {
+  const fitFading = (K, d, { alpha, decay }) => {
     const c = left(K.length, decay);
-    return scores(precondition(q, L, times), K).map((z, j) => c[j] * z);
+    return { c, L: cholesky(gram(K, d, alpha, c)) };
   };
+  const mesa_attention = (q, K, { times = 1 }, { c, L }) => scores(precondition(q, L, times), K).map((z, j) => c[j] * z);
 
   const forms = {
     softmax_attention,
@@ -203,6 +202,8 @@ const kvq = (() => {
     sigma_intention: fit,
     expressive_intention: fit,
     mesa_attention: fitFading,
+    gated_linear_attention: fade,
+    local_linear_attention: roomForC,
   };
   const prepare = (name, K, d, options) => (name in PREPARE ? PREPARE[name](K, d, options) : null);
 

@@ -47,7 +47,7 @@ const STATE = (() => {
     width: { key: "w", min: 0.05, max: 3, log: true },
     range: { key: "r", min: 0.5, max: 100 },
   };
-  const DIAL = { angle: [-180, 180], q: [0, 4], k: [0, 4] };
+  const DIAL = { angle: [-180, 180], q: [0, 3], k: [0, 3] };
   const KINDS = ["fourier", "bumps", "line"];
 
   const SINE = [[-0.9, -0.55], [-0.62, -0.95], [-0.3, -0.6], [0.05, 0.35], [0.3, 0.9], [0.62, 0.8], [0.9, 0.1]];
@@ -57,7 +57,7 @@ const STATE = (() => {
     alpha: 0.01, scale: 10, beta: 1, decay: 0.8, times: false,
     kind: "fourier", number: 6, width: 0.4, constant: true,
     heat: "softmax_attention", range: 1.6,
-    dial: { angle: 50, q: 1.5, k: 1.5 },
+    dial: { angle: 50, q: 2, k: 1.5 },
     theme: "",
   };
 
