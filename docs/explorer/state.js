@@ -112,7 +112,7 @@ const STATE = (() => {
     if (dial.length === 3 && dial.every(Number.isFinite)) {
       Object.keys(DIAL).forEach((name, i) => (state.dial[name] = clamp(dial[i], ...DIAL[name])));
     }
-    state.theme = said.get("theme") in THEMES ? said.get("theme") : "";
+    state.theme = Object.hasOwn(THEMES, said.get("theme")) ? said.get("theme") : "";
     return state;
   };
 
