@@ -346,17 +346,17 @@ def test_accessibility(open_page: Any, theme: str) -> None:
     assert [x["id"] for x in violations if x["impact"] in ("serious", "critical")] == []
 
 
-FRAMES_A_SECOND = """(dragged) => new Promise((done) => {
+FRAMES_WHILE_DRAGGED = """() => new Promise((done) => {
   const node = document.querySelectorAll(".point")[25];
   const box = node.getBoundingClientRect();
-  const at = (type, t) => dragged && node.dispatchEvent(new PointerEvent(type, { pointerId: 1, bubbles: true, button: 0,
+  const at = (type, t) => node.dispatchEvent(new PointerEvent(type, { pointerId: 1, bubbles: true, button: 0,
     clientX: box.x + 14 + 60 * Math.sin(t), clientY: box.y + 14 + 60 * Math.sin(2 * t) }));
   node.setPointerCapture = () => {};
   at("pointerdown", 0);
   let began = null, frames = 0;
   const step = (now) => {
     began ??= now;
-    if (now - began > 2000) { at("pointerup", 1); return done((1000 * frames) / (now - began)); }
+    if (now - began > 2000) { at("pointerup", 1); return done([frames, (now - began) / 1000]); }
     frames++;
     at("pointermove", (now - began) / 300);
     requestAnimationFrame(step);
@@ -366,16 +366,30 @@ FRAMES_A_SECOND = """(dragged) => new Promise((done) => {
 
 
 def test_fast_enough_to_drag(open_page: Any, rng: np.random.Generator, record_property: Any) -> None:
-    """With 50 points the page is drawn anew at least 30 times a second while one of them is dragged."""
+    """With 50 points the page is drawn anew at least 30 times a second while one of them is dragged.
+
+    What a frame costs the page's thread is held to a 30th of a second on any machine; the rate itself wherever other
+    work leaves it the processor.
+    """
     at = ";".join(f"{x:.4f},{y:.4f}" for x, y in zip(np.linspace(-1.2, 1.2, 50), rng.uniform(-1, 1, 50), strict=True))
     page = open_page(f"#p={at}")
     before = points(page)
-    page.evaluate(FRAMES_A_SECOND, True)  # compiled, and in the caches
-    # The better of two: other work on the machine only takes frames away.
-    idle, busy = (max(page.evaluate(FRAMES_A_SECOND, dragged) for _ in range(2)) for dragged in (False, True))
-    record_property("frames_per_second", busy)
-    print(f"{busy:.1f} frames a second, {idle:.1f} with nothing to do")
+    page.evaluate(FRAMES_WHILE_DRAGGED)  # compiled, and in the caches
+    clock = page.context.new_cdp_session(page)
+    clock.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def processor_seconds() -> float:
+        """Of the page's main thread, whatever else the machine does meanwhile."""
+        metrics = clock.send("Performance.getMetrics")["metrics"]
+        return float(next(x["value"] for x in metrics if x["name"] == "TaskDuration"))
+
+    began = processor_seconds()
+    frames, seconds = page.evaluate(FRAMES_WHILE_DRAGGED)
+    a_second, work = frames / seconds, (processor_seconds() - began) / frames
+    record_property("frames_per_second", a_second)
+    record_property("milliseconds_of_work_per_frame", 1000 * work)
+    print(f"{a_second:.1f} frames a second, {1000 * work:.1f} ms of work each")
     assert points(page) != before
-    if busy < 30 and idle < 55:  # a browser with nothing to do draws 60
-        pytest.skip(f"the machine is too busy to tell: {idle:.0f} frames a second idle, {busy:.0f} dragged")
-    assert busy >= 30
+    assert work <= 1 / 30
+    if a_second < 30:
+        pytest.skip(f"other work has the processor: {a_second:.0f} frames a second, {1000 * work:.0f} ms of work each")
