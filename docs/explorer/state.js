@@ -154,7 +154,7 @@ const STATE = (() => {
     },
     {
       title: "Beyond the edge",
-      story: "All keys lie on one side. Beyond them softmax attention levels off, for the mean of what it sees is all it has. Local linear attention goes on along the slope.",
+      story: "All keys lie on one side. Beyond them softmax attention levels off, for the mean of what it sees is all it has. Local linear attention goes on along the slope; its line is straight in the features, so it bends in x.",
       state: {
         forms: ["softmax_attention", "local_linear_attention"], kind: "fourier", number: 3, width: 3, scale: 100, alpha: 0.0001, constant: false,
         points: [[-1.1, -1.0], [-0.85, -0.7], [-0.6, -0.6], [-0.35, -0.25], [-0.1, -0.1], [0.15, 0.2]], heat: "local_linear_attention",
