@@ -159,6 +159,7 @@ window.explorer = (() => {
           label: form.label,
           stroke: () => colours()[form.score],
           width: 2,
+          pxAlign: 0,
           dash: form.dash,
           points: { show: false },
           show: state.forms.includes(form.name),
@@ -609,8 +610,8 @@ window.explorer = (() => {
       ],
       series: [
         {},
-        { stroke: () => colours().softmax, width: 2.2, points: { show: false } },
-        { stroke: () => colours().expressive, width: 2.2, points: { show: false } },
+        { stroke: () => colours().softmax, width: 2.2, pxAlign: 0, points: { show: false } },
+        { stroke: () => colours().expressive, width: 2.2, pxAlign: 0, points: { show: false } },
       ],
       hooks: {
         draw: [
