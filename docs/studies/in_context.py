@@ -34,6 +34,7 @@ FORMS = (
 here and takes thirty times as long."""
 UNIT = ("delta_rule", "gated_linear")  # recurrences ask for queries and keys of length 1
 RATES = "--set rate=1e-3,3e-3,1e-2"
+LARGER_RATES = "--set rate=3e-3,1e-2,3e-2"
 SHAPES = "--set values=plain,encoded --set layers=1,3 --set heads=1,4 --set norm=none,pre --set rate=1e-3,3e-3"
 CHOSEN = ("rate", "values", "layers", "heads", "norm")  # what a search may vary
 COMMON = "--schedule cosine --batch 32 --evaluate-every 500"
@@ -76,6 +77,9 @@ EXPERIMENTS = (
     Experiment("registration-outliers", "registration --outlier-share 0.25 --steps 1000"),
     Experiment("sinusoid-range", "sinusoid --K 40 --K-least 2 --steps 4000"),
     Experiment("outliers", f"outliers --steps 1000 {NO_TARGET}"),
+    Experiment("fetch", f"fetch --steps 1000 {NO_TARGET}", search=LARGER_RATES),
+    Experiment("cartpole", f"cartpole --steps 1000 {NO_TARGET}", at="--K 32", told="--set K=8,16,32,64"),
+    Experiment("mountain_car", f"mountain_car --steps 1000 {NO_TARGET}"),
 )
 
 
@@ -143,7 +147,9 @@ def _yardsticks(runs: Sequence[Run]) -> list[dict[str, Any]]:
             name = x.judged_by.name
             kinds = {f"{name} {kind}": _short(y.value) for kind, y in x.kinds.items()}
             ends = {"low": _short(x.score.low), "high": _short(x.score.high)}
-            rows.append({"yardstick": x.who["form"], **x.settings, name: _short(x.score.value), **ends, **kinds})
+            acting = {what: _short(y.value) for what, y in x.acting.items()}
+            row = {"yardstick": x.who["form"], **x.settings, name: _short(x.score.value), **ends, **kinds, **acting}
+            rows.append(row)
     return rows
 
 
