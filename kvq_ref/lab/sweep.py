@@ -27,6 +27,7 @@ from kvq_ref.lab.config import Config
 
 MOST_LOSSES = 3  # of a worker, by one cell
 WAIT = 1.0  # seconds, where all that is left is being trained elsewhere
+WATCH = 0.5  # seconds, between two looks of a worker at whether its sweep is there
 
 
 def run_sweep(configs: Sequence[Config], out: Path, jobs: int = 1) -> Iterator[Outcome]:
@@ -90,11 +91,11 @@ def _pool(batch: Sequence[Config], out: Path, jobs: int, sweep: str, alone: bool
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    in_process = jobs == 1 and not alone
-    cell = run_cell if in_process else _in_worker
-    tasks = [delayed(cell)(config, folder_of(config, out), sweep) for config in batch]
-    threads = max(config.threads for config in batch)
-    how: dict[str, Any] = {} if in_process else {"backend": "loky", "inner_max_num_threads": threads}
+    tasks = [delayed(run_cell)(config, folder_of(config, out), sweep) for config in batch]
+    how: dict[str, Any] = {}
+    if jobs > 1 or alone:
+        threads = max(config.threads for config in batch)
+        how = {"backend": "loky", "inner_max_num_threads": threads, "initializer": _begin_worker, "initargs": (sweep,)}
     with parallel_config(n_jobs=max(jobs, 2) if alone else jobs, **how):
         outcomes = Parallel(return_as="generator_unordered", batch_size=1, max_nbytes=None)(tasks)
     try:
@@ -107,14 +108,14 @@ def _pool(batch: Sequence[Config], out: Path, jobs: int, sweep: str, alone: bool
             outcomes.close()
 
 
-def _in_worker(config: Config, folder: Path, sweep: str) -> Outcome:
-    """A cell, by a process that heeds no Ctrl-C (its sweep does), and ends if its sweep is no more."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(sweep: str) -> None:
+    """Have this process heed no Ctrl-C (its sweep does), and end if its sweep is no more, also where it only waits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     owner = int(sweep.split()[0])
 
-    def stop_if_orphaned(step: int, row: dict[str, Any]) -> None:
-        if os.getppid() != owner:
-            os._exit(1)
+    def end_if_orphaned() -> None:
+        while os.getppid() == owner:
+            time.sleep(WATCH)
+        os._exit(1)
 
-    return run_cell(config, folder, sweep, stop_if_orphaned)
+    threading.Thread(target=end_if_orphaned, daemon=True).start()

@@ -292,12 +292,12 @@ def test_killed_and_resumed(rng: Any) -> None:
 
 
 def test_a_sweep_whose_own_process_is_killed() -> None:
-    """Its workers notice and end; the next one goes on."""
+    """Its workers notice and end, also one that has nothing to do; the next one goes on."""
     assert main(["run", *LONGER, "--seeds", "3", "--out", "whole"]) == 0
-    process = start(*LONGER, "--seeds", "3", "--jobs", "2", "--out", "killed")
+    process = start(*LONGER, "--seeds", "3", "--jobs", "4", "--out", "killed")
     wait_for(process, "killed/cells/*/metrics.jsonl")
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)  # until nobody is left who could write
     assert main(["run", *LONGER, "--seeds", "3", "--out", "killed"]) == 0
     assert same("whole", "killed")
 

@@ -252,7 +252,7 @@ def killing(victims: tuple[int, ...], times: int, tally: Path) -> Callable[..., 
 def test_lost_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = grid(SMALL | {"steps": 200, "evaluate_every": 20}, [axis("form=softmax,expressive"), ("seed", [0, 1])])
     assert len(list(run_sweep(configs, tmp_path / "undisturbed"))) == 4
-    monkeypatch.setattr(sweep, "_in_worker", killing((1,), 1, tmp_path))
+    monkeypatch.setattr(sweep, "run_cell", killing((1,), 1, tmp_path))
     outcomes = list(run_sweep(configs, tmp_path / "disturbed", jobs=2))
     assert [x.state for x in outcomes] == ["finished"] * 4
     assert (tmp_path / "1").read_text() == "x"
@@ -263,7 +263,7 @@ def test_a_cell_that_always_kills_its_worker_fails_and_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = grid(SMALL | {"steps": 160, "evaluate_every": 20}, [("seed", [0, 1, 2])])
-    monkeypatch.setattr(sweep, "_in_worker", killing((1,), 99, tmp_path))
+    monkeypatch.setattr(sweep, "run_cell", killing((1,), 99, tmp_path))
     outcomes = {x.config.seed: x for x in run_sweep(configs, tmp_path, jobs=2)}
     assert [outcomes[seed].state for seed in (0, 1, 2)] == ["finished", "failed", "finished"]
     assert outcomes[1].error == "it killed its process 3 times"
