@@ -29,6 +29,7 @@ from kvq_ref.testing.child import Job
 from kvq_ref.testing.laws import Law
 from kvq_ref.testing.load import innermost
 from kvq_ref.testing.report import Breakage, Finding, Report
+from kvq_ref.testing.target import serve
 from kvq_ref.testing.verify import select, why_not
 
 GRACE = 5.0  # seconds of silence, beyond the limit of a call
@@ -265,7 +266,8 @@ def _place(run: _Run) -> str:
             stacks.append([])
         elif stacks:
             stacks[-1].append(line)
-    chosen = next((stack for stack in stacks if any(line.endswith(" in _loop") for line in stack)), [])
+    mark = f" in {serve.__name__}"  # of the thread that calls the target
+    chosen = next((stack for stack in stacks if any(line.endswith(mark) for line in stack)), [])
     matches = [re.match(r'\s*File "(.+)", line (\d+)', line) for line in chosen]
     place = innermost([(m[1], int(m[2])) for m in matches[::-1] if m])
     said = _last(lines[:dump])

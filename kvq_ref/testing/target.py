@@ -428,7 +428,7 @@ class _Worker:
         if self._hung:  # its thread is still busy: to wait once more would only take time
             raise HungError("did not return from an earlier call")
         if self._thread is None:
-            self._thread = threading.Thread(target=_serve, args=(self._jobs, self._results), daemon=True)
+            self._thread = threading.Thread(target=serve, args=(self._jobs, self._results), daemon=True)
             self._thread.start()
             weakref.finalize(self, self._jobs.put, None)
         self._jobs.put((contextvars.copy_context(), function))
@@ -456,7 +456,7 @@ _Job = tuple[contextvars.Context, Callable[[], Any]]
 _Result = tuple[Any, BaseException | None]
 
 
-def _serve(jobs: SimpleQueue[_Job | None], results: SimpleQueue[_Result]) -> None:
+def serve(jobs: SimpleQueue[_Job | None], results: SimpleQueue[_Result]) -> None:
     """Do what is asked for, until that is None."""
     while (job := jobs.get()) is not None:
         context, function = job

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 
-def test_importing_the_package_imports_neither() -> None:
+def test_importing_the_package_imports_neither(tmp_path: Path) -> None:
     program = (
         "import sys, kvq_ref, kvq_ref.interop, kvq_ref.interop.wrap; print(*{'torch', 'jax'}.intersection(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # from another folder, where it is the installed package that is imported
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == ""
 
 
