@@ -112,7 +112,7 @@ def best(runs: Sequence[Run], form: str) -> str:
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """For each experiment: the search, the ten seeds, and what yardsticks make of the same episodes."""
     found = {}
-    for name in dict.fromkeys(name for name, _ in studies(folder)):
+    for name in dict.fromkeys(name for name, _ in studies(folder) if (folder / name / "cells").is_dir()):
         runs = read_runs([folder / name]).finished
         found[name] = _points(runs)
         if name.endswith("/ten"):
