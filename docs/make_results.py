@@ -3,7 +3,7 @@
     python docs/make_results.py run STUDY DIR      train what DIR does not have yet; an interrupted one goes on
     python docs/make_results.py write STUDY DIR    put the results into tutorials/results/STUDY.json
 
-STUDY is ladder or in_context: a module of docs/studies, where each sweep is a name, its folder in DIR, and the
+STUDY is ladder, in_context or cost: a module of docs/studies, where each sweep is a name, its folder in DIR, and the
 arguments of a ``kvq-ref run``.
 """
 
@@ -16,18 +16,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from studies import in_context, ladder
+from studies import cost, in_context, ladder
 
 from kvq_ref.files import write_atomically
 
-STUDIES = {"ladder": ladder, "in_context": in_context}
+STUDIES = {"ladder": ladder, "in_context": in_context, "cost": cost}
 RESULTS = Path(__file__).parents[1] / "tutorials" / "results"
 
 
 def run(study: ModuleType, folder: Path) -> None:
     """Train what is missing. Sweeps are asked for one by one: what one found may decide what the next one trains."""
     for name, arguments in study.studies(folder):
-        command = ["kvq-ref", "run", *shlex.split(arguments), "--jobs", "2", "--out", str(folder / name)]
+        command = ["kvq-ref", "run", *shlex.split(arguments), "--jobs", study.JOBS, "--out", str(folder / name)]
         print("$", shlex.join(command), flush=True)
         if subprocess.run(command).returncode not in (0, 1):
             raise SystemExit("stopped; the same command goes on")

@@ -33,6 +33,7 @@ FORMS = (
 """All but two: the mesa layer, which without a decay is Intention, and local linear attention, which is NumPy alone
 here and takes thirty times as long."""
 UNIT = ("delta_rule", "gated_linear")  # recurrences ask for queries and keys of length 1
+JOBS = "2"
 RATES = "--set rate=1e-3,3e-3,1e-2"
 LARGER_RATES = "--set rate=3e-3,1e-2,3e-2"
 SHAPES = "--set values=plain,encoded --set layers=1,3 --set heads=1,4 --set norm=none,pre --set rate=1e-3,3e-3"

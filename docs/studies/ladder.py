@@ -7,6 +7,7 @@ from typing import Any
 
 from kvq_ref.lab.results import Run, read_runs
 
+JOBS = "2"
 COMMON = "--steps 1500 --batch 32 --schedule cosine"
 # Of some 600 starts or more: with fewer, a model can learn them by heart, and fails on those held out for that reason.
 TAUS, NUMBERS = "--N 5 --set tau=4,6,8,12,16", "--tau 6 --set N=3,8,12"
