@@ -4,7 +4,10 @@ else to do.
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,26 @@ def studies(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Milliseconds of a step, from every seed."""
+    """Milliseconds of a step, from every seed; and the megabytes of a process that takes five."""
     found = {}
     for name in TASKS:
-        runs = read_runs([folder / name]).finished
         rows = []
-        for (form,), seeds in grouped([(run.config, run) for run in runs], ["form"]).items():
-            costs = [json.loads((run.folder / "cost.json").read_text(encoding="utf-8")) for run in seeds]
-            times = [float(f"{1e3 * cost['seconds'] / cost['steps']:.3g}") for cost in costs]
-            rows.append({"form": form, "milliseconds": times, "command": seeds[0].config.command()})
+        finished = read_runs([folder / name]).finished
+        for (form,), runs in grouped([(run.config, run) for run in finished], ["form"]).items():
+            times = [float(f"{run.milliseconds:.3g}") for run in runs]
+            command = runs[0].config.command()
+            rows.append({"form": form, "milliseconds": times, "megabytes": peak(command), "command": command})
         found[name] = rows
     return found
+
+
+def peak(command: str) -> float:
+    """The largest memory of a process, the interpreter and all libraries included."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*shlex.split(command), "--steps", "5", "--evaluate-every", "5", "--out", folder]
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 1):
+        raise SystemExit(f"{shlex.join(arguments)} ended with {process.returncode}")
+    return round(usage.ru_maxrss / 1024, 1)

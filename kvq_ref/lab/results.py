@@ -49,6 +49,15 @@ class Run:
         """The score of a run that is judged by accuracy."""
         return float(self.result["accuracy"])
 
+    @property
+    def milliseconds(self) -> float:
+        """What a step took, the evaluations included; nan if that was not kept."""
+        try:
+            cost = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))
+            return 1e3 * float(cost["seconds"]) / int(cost["steps"])
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            return math.nan
+
     def evaluations(self) -> list[Row]:
         """The lines of metrics.jsonl; none if they cannot be read."""
         try:

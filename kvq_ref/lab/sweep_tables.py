@@ -76,8 +76,9 @@ def standing_table(standings: Sequence[Standing]) -> Table:
         words = tuple(as_word(x.settings[name]) for name in settings)
         numbers = (str(x.n), _number(x.score.value, score), _score_interval(x.score, score))
         each = (_number(x.kinds[kind].value, score) for kind in kinds)
-        rows.append((*words, _who(x), "yardstick" if x.is_yardstick else "trained", *numbers, *each))
-    head = (*settings, "form or yardstick", "", "seeds", score.name, "95 %", *kinds)
+        cost = "-" if math.isnan(x.milliseconds) else f"{x.milliseconds:.2g}"
+        rows.append((*words, _who(x), "yardstick" if x.is_yardstick else "trained", *numbers, *each, cost))
+    head = (*settings, "form or yardstick", "", "seeds", score.name, "95 %", *kinds, "ms a step")
     return Table(head, rows, text_columns=len(settings) + 2)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from kvq_ref.lab import statistics
 from kvq_ref.lab.catalogue import TASKS
 from kvq_ref.lab.config import Config
-from kvq_ref.lab.results import Run, axes_of, grouped, value_of
+from kvq_ref.lab.results import Run, axes_of, grouped
 from kvq_ref.lab.scores import Score
 from kvq_ref.lab.statistics import Estimate
 from kvq_ref.lab.tasks.episodes import EpisodeTask, Predict, predictions
@@ -42,6 +44,8 @@ class Standing:
     acting : dict of str to Estimate
         What came of acting in the task's environment, if there is one: the method's own ``return``, ``goal`` and
         ``gap``, and those of the teachers and of random actions from the same starts.
+    milliseconds : float
+        What a step of training took, the median over the seeds; nan for a yardstick.
     """
 
     settings: dict[str, Any]
@@ -52,6 +56,7 @@ class Standing:
     score: Estimate
     kinds: dict[str, Estimate]
     acting: dict[str, Estimate] = field(default_factory=dict)
+    milliseconds: float = math.nan
 
 
 def standings(runs: Sequence[Run]) -> list[Standing]:
@@ -77,10 +82,11 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
     found = []
     for point, group in grouped([(run.config, run) for run in runs], of_task).items():
         settings = dict(zip(of_task, point, strict=True))
-        entrants: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-        for run in group:
-            entrants.setdefault(value_of(run.config, of_model), []).append(run.result)
-        here = [_standing(settings, dict(zip(of_model, x, strict=True)), False, y, group) for x, y in entrants.items()]
+        here = []
+        for values, entrants in grouped([(run.config, run) for run in group], of_model).items():
+            who, results = dict(zip(of_model, values, strict=True)), [run.result for run in entrants]
+            cost = median(run.milliseconds for run in entrants)
+            here.append(_standing(settings, who, False, results, group, milliseconds=cost))
         tests = {run.config.seed: _test_of(run.config) for run in group}
         by_name: dict[str, list[Mapping[str, Any]]] = {}
         for test in tests.values():
@@ -166,6 +172,7 @@ def _standing(
     is_yardstick: bool,
     results: Sequence[Mapping[str, Any]],
     group: Sequence[Run],
+    milliseconds: float = math.nan,
 ) -> Standing:
     score = group[0].judged_by
 
@@ -177,4 +184,5 @@ def _standing(
 
     kinds = [name for name in results[0] if name.startswith(f"{score.name} ")]
     each = {name.removeprefix(f"{score.name} "): estimate(name) for name in kinds}
-    return Standing(settings, who, is_yardstick, len(results), score, estimate(score.name), each, acting)
+    n = len(results)
+    return Standing(settings, who, is_yardstick, n, score, estimate(score.name), each, acting, milliseconds)
