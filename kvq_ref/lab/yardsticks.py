@@ -7,7 +7,6 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from kvq_ref.lab import statistics
@@ -85,7 +84,7 @@ def standings(runs: Sequence[Run]) -> list[Standing]:
         here = []
         for values, entrants in grouped([(run.config, run) for run in group], of_model).items():
             who, results = dict(zip(of_model, values, strict=True)), [run.result for run in entrants]
-            cost = median(run.milliseconds for run in entrants)
+            cost = statistics.median([run.milliseconds for run in entrants])
             here.append(_standing(settings, who, False, results, group, milliseconds=cost))
         tests = {run.config.seed: _test_of(run.config) for run in group}
         by_name: dict[str, list[Mapping[str, Any]]] = {}
