@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     pytest.importorskip("matplotlib")
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import CellExecutionError
     from traitlets import default
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.md"))
@@ -30,6 +31,16 @@ RESULTS = Path(__file__).parents[1] / "tutorials" / "results"
 SECONDS = 60
 DROPDOWN = re.compile(r"^````\{dropdown\}(.*?)^````$", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+MISTAKES = {  # a line of each tutorial, and the same line with a mistake that makes one of its claims wrong
+    "01": ("return (w / w.sum(axis=1, keepdims=True) if normalise else w) @ v", "return w @ v"),
+    "02": ("right = q @ k.T @ v - (1 + mistake)", "right = q @ k.T @ v + (1 + mistake)"),
+    "03": ("d**-0.5 if scale is None", "d**-1.0 if scale is None"),
+    "04": ("weight(kvq.expressive_attention, key)", "weight(kvq.softmax_attention, key)"),
+    "05": ('{"alpha": task.bayes_alpha}', '{"alpha": 1.1 * task.bayes_alpha}'),
+    "06": ("[family.held_out[whose[i]].act(e) for i, e in zip(rows, envs)]", "[0 for _ in envs]"),
+    "07": ("deviation = np.sqrt(load / N)", "deviation = np.sqrt(load / (2 * N))"),
+}
 
 each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 
@@ -122,3 +133,16 @@ def test_tutorial_runs_and_draws(path: Path, tmp_path: Path) -> None:
     said = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
     warned = [line for line in said.splitlines() if "Warning: " in line and "without its compiled kernels" not in line]
     assert not warned
+
+
+@each_tutorial
+def test_a_wrong_claim_is_noticed(path: Path, tmp_path: Path) -> None:
+    """The checks can fail: with one mistake in the mathematics the tutorial stops at an assertion."""
+    right, wrong = MISTAKES[path.name[:2]]
+    notebook = read(path)
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code" and right in cell.source)
+    cell.source = cell.source.replace(right, wrong)
+    shutil.copytree(RESULTS, tmp_path / RESULTS.name)
+    with pytest.raises(CellExecutionError) as caught:
+        run(notebook, tmp_path)
+    assert caught.value.ename == "AssertionError"
