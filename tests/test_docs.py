@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
+import inspect
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
+import numpy as np
+import pytest
 from cases import each_form
 
 import kvq_ref as kvq
 from kvq_ref import testing
 from kvq_ref.dispatch import FORMS, Form, file_name
 from kvq_ref.grid import GRID
-from kvq_ref.testing import LAWS
+from kvq_ref.testing import LAWS, ORACLES
 
 ROOT = Path(__file__).parents[1]
 
 
 def load(name: str) -> ModuleType:
-    """A script of docs/."""
+    """A script of docs/, which may import the others."""
+    if str(ROOT / "docs") not in sys.path:
+        sys.path.append(str(ROOT / "docs"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -84,10 +91,11 @@ def test_readme_links_exist() -> None:
 def test_page_of_a_form(form: Form) -> None:
     """Equation, sources, cost, what serves it, and every law that the form obeys, each from the form itself."""
     text = load("make_forms").page(form.name)
-    lesson = (form.module.__doc__ or "").splitlines()
-    equation = next(line for line in lesson if line.startswith("    "))
-    assert equation.removeprefix("    ") in text
-    assert text.count(f"{{literalinclude}} ../../kvq_ref/forms/{file_name(form.name)}.py\n:pyobject:") == 2
+    equation = load("form_equations").displayed(load("make_forms").first_equation(inspect.getdoc(form.module)))
+    assert f"\n$$\n{equation}\n$$\n" in text
+    for function in ("forward", "backward"):
+        included = f"{{literalinclude}} ../../kvq_ref/forms/{file_name(form.name)}.py\n:pyobject: {function}\n"
+        assert text.count(included) == 1
     cost, served, relatives, laws, source = (
         text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
         for title in ("Cost", "What serves it", "Its place, and its relatives", "The laws that it obeys", "Source")
@@ -100,11 +108,122 @@ def test_page_of_a_form(form: Form) -> None:
     assert linked
     assert {*linked} <= {file_name(name) for name in FORMS} - {file_name(form.name)}
     assert "{title}" not in text
+    edges = text.partition("\n## At the edges\n")[2].partition("\n## ")[0]
+    assert load("form_edges").table(form.name) in edges
+    for stem in load("form_figures").stems(form.name).values():
+        assert f"figures/{stem}-light.png" in text
+        assert f"figures/{stem}-dark.png" in text
 
 
-def test_pages_are_written_once(tmp_path: Path) -> None:
+def spoken(text: str) -> list[str]:
+    """Names and numbers of an equation, in their order."""
+    as_written = {r"\varphi": " phi ", r"\top": " T ", r"\begin{aligned}": "", r"\end{aligned}": ""}
+    for latex, word in as_written.items():
+        text = text.replace(latex, word)
+    text = re.sub(r"\\(mathrm|text|operatorname|frac|quad|cdot|[lr]Vert)\b|\\,", " ", text)
+    return re.findall(r"[A-Za-z]+|\d+", text.replace("_", " "))
+
+
+@each_form
+def test_equations_as_latex_say_what_the_file_says(form: Form) -> None:
+    """The same names and numbers in the same order, and braces that match."""
+    displayed = load("form_equations").displayed
+    blocks = [text for text in (inspect.getdoc(form.module) or "").split("\n\n") if text.startswith("    ")]
+    assert blocks
+    for block in blocks:
+        latex = displayed(inspect.cleandoc("\n" + block))
+        assert spoken(latex) == spoken(block)
+        assert latex.count("{") == latex.count("}")
+
+
+@pytest.mark.parametrize("name", ["form_edges", "form_equations", "form_steps"])
+def test_examples_of_the_scripts_run(name: str) -> None:
+    found = doctest.testmod(load(name))
+    assert found.attempted > 0 == found.failed
+
+
+def test_equations_as_latex() -> None:
+    latex = load("form_equations").latex
+    assert latex("scale * q*_i . k_j + b_ij") == r"\mathrm{scale}\, q^*_i \cdot k_j + b_{ij}"
+    assert latex("argmin_W  |v_j - k_j W|^2") == r"\operatorname*{argmin}_W \quad \lVert v_j - k_j W \rVert^2"
+
+
+@each_form
+def test_every_step_of_a_backward_is_derived(form: Form) -> None:
+    """Each comment that begins a step has its derivation, and the steps are all of the code from the first on."""
+    pages = load("form_steps")
+    known, steps = pages.derivations(), list(pages.steps(form.module.backward))
+    rows = [row.strip() for row in inspect.getsource(form.module.backward).splitlines() if row.strip()]
+    comments = [row for before, row in zip(["", *rows], rows, strict=False) if row[0] == "#" and before[:1] != "#"]
+    assert [step.line for step in steps] == [pages.forward_line(row) for row in comments]
+    code = [row.strip() for step in steps for row in step.code.splitlines() if row.strip()]
+    assert code == rows[len(rows) - len(code) :]
+    assert len(rows) - len(code) <= 8  # the head, and what was saved
+    others = dict(pages.called(form.module.backward))
+    assert all(pages.is_form(function) or name in known for name, function in others.items())
+
+
+def test_every_derivation_is_of_a_step() -> None:
+    pages = load("form_steps")
+    used = set()
+    for form in FORMS.values():
+        used |= {step.line for step in pages.steps(form.module.backward)}
+        used |= {name for name, function in pages.called(form.module.backward) if not pages.is_form(function)}
+    assert set(pages.derivations()) == used
+
+
+@each_form
+def test_edges_of_a_form(form: Form) -> None:
+    """What the page prints is what loops over the definition give, wherever those have a number."""
+    pages, compared = load("form_edges"), 0
+    for edge in pages.edges(form.name):
+        out, *grads = pages.outcome(form.name, edge)
+        if "no keys" in edge.words or "both hidden" in edge.words:
+            assert (out, grads[0]) == ("0", "0")
+        hidden_nan = "hidden" in edge.words and not np.isfinite(edge.arrays()["v"]).all()
+        if hidden_nan:
+            edge = edge._replace(k=edge.k[:1], v=edge.v[:1], options={})
+        arrays = edge.arrays()
+        if not all(np.isfinite(x).all() for x in arrays.values()):
+            assert out in ("NaN", "\N{INFINITY}")
+            continue
+        try:
+            expected = ORACLES[form.name](**arrays, **edge.settings(form.name))[0, 0]
+        except OverflowError:  # loops without protection
+            continue
+        assert out == pages.number(float(expected)), edge.words
+        assert "NaN" not in grads
+        compared += 1
+    assert compared >= 8
+
+
+@each_form
+def test_figure_of_a_form(form: Form) -> None:
+    """The weights that are drawn make the form's prediction, and see no later point."""
+    figures = load("form_figures")
+    w, settings = figures.weights(form.name), figures.SETTINGS.get(form.name, {})
+    k, values = figures.features(figures.X), figures.Y[:, None]
+    predicted = getattr(kvq, form.name)(figures.features(figures.GRID), k, values, **settings)
+    np.testing.assert_allclose(w.prediction, predicted[:, 0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(np.triu(w.causal, 1), 0.0)
+
+
+def test_figure_is_drawn_once(tmp_path: Path) -> None:
+    """In the colours of both themes; what is there stays, what was drawn otherwise goes."""
+    figures = load("form_figures")
+    (tmp_path / "intention-weights-old-light.png").write_bytes(b"")
+    figures.draw("intention", tmp_path)
+    drawn = {f"{stem}-{theme}.png" for stem in figures.stems("intention").values() for theme in ("light", "dark")}
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert set(before) == drawn
+    figures.draw("intention", tmp_path)
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_pages_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page for each form and their index; what has not changed is left alone, what is no form's goes."""
     pages = load("make_forms")
+    monkeypatch.setattr(pages.form_figures, "draw", lambda name, folder: None)
     (tmp_path / "old.md").write_text("a form that is no more")
     pages.write(tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == {file_name(name) for name in FORMS} | {"index"}

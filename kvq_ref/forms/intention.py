@@ -99,6 +99,7 @@ def backward(dout: Array, saved: Saved, dstate: IntentionState | None = None) ->
         dgram = add_once(dgram, dstate.gram) if dgram is not None else None
         dkv = add_once(dkv, dstate.kv) if dkv is not None else None
 
+    # a hidden key was made zero: it changed nothing
     if is_key_mask(mask):
         dk, dv = hide_keys(mask, dk, dv)
     return Grads(q=dq, k=dk, v=dv, alpha=dalpha, initial_state=None if dgram is None else IntentionState(dgram, dkv))

@@ -123,6 +123,7 @@ def backward(dout: Array, saved: Saved, dstate: LinearState | None = None) -> Gr
             dphi_k = add_once(dphi_k, v1 @ transpose(_join(dstate)))
             dv1 = add_once(dv1, phi_k @ _join(dstate))
 
+    # phi_q = scale phi(q),  phi_k = phi(k); what was hidden was made zero
     if is_key_mask(mask):
         dphi_k, dv1 = hide_keys(mask, dphi_k, dv1)
     dq = feature_map.vjp(q, scale * dphi_q)
