@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
+import importlib
 import inspect
 import re
 import sys
@@ -28,12 +28,7 @@ def load(name: str) -> ModuleType:
     """A script of docs/, which may import the others."""
     if str(ROOT / "docs") not in sys.path:
         sys.path.append(str(ROOT / "docs"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 def test_capabilities_page_is_in_step() -> None:
