@@ -17,6 +17,7 @@ from cases import each_form
 
 import kvq_ref as kvq
 from kvq_ref import testing
+from kvq_ref.cli import main
 from kvq_ref.dispatch import FORMS, Form, file_name
 from kvq_ref.grid import GRID
 from kvq_ref.testing import LAWS, ORACLES
@@ -115,7 +116,7 @@ def spoken(text: str) -> list[str]:
     as_written = {r"\varphi": " phi ", r"\top": " T ", r"\begin{aligned}": "", r"\end{aligned}": ""}
     for latex, word in as_written.items():
         text = text.replace(latex, word)
-    text = re.sub(r"\\(mathrm|text|operatorname|frac|quad|cdot|[lr]Vert)\b|\\,", " ", text)
+    text = re.sub(r"\\(mathrm|small|text|operatorname|frac|quad|cdot|[lr]Vert)\b|\\,", " ", text)
     return re.findall(r"[A-Za-z]+|\d+", text.replace("_", " "))
 
 
@@ -240,3 +241,14 @@ def test_reference_is_complete() -> None:
     assert {*kvq.__all__} - modules <= listed
     assert all(any(name.startswith(f"{module}.") for name in listed) for module in modules)
     assert {f"testing.{name}" for name in testing.__all__ if callable(getattr(testing, name))} <= listed
+
+
+def test_every_command_is_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands that ``kvq-ref --help`` lists."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = capsys.readouterr().out.partition("COMMAND\n")[2].partition("\n\n")[0]
+    names = re.findall(r"^    (\w+) ", commands, re.MULTILINE)
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert len(names) > 5
+    assert names == re.findall(r"^\| `kvq-ref (\w+)` \|", text, re.MULTILINE)
