@@ -32,7 +32,7 @@ SYMBOLS = (
     (r"_([a-z]{2,}\b)", r"_{\1}"),
     (r"\^-1", r"^{-1}"),
     (r"\^T", r"^\\top"),
-    (r"\s{2,}", r" \\quad "),
+    (r"\s{2,}", r"\\, "),
 )
 
 
@@ -41,7 +41,7 @@ def displayed(block: str) -> str:
 
     >>> print(displayed("w_ij  = m_ij * exp(z_ij)     a weight\nout_i = sum_j w_ij v_j / sum_j w_ij"))
     \begin{aligned}
-    w_{ij} &= m_{ij}\, \exp(z_{ij}) &\quad& {\small\text{a weight}} \\
+    w_{ij} &= m_{ij}\, \exp(z_{ij}) && {\small\text{a weight}} \\
     \mathrm{out}_i &= \frac{\sum_j w_{ij} v_j}{\sum_j w_{ij}}
     \end{aligned}
     """
@@ -50,7 +50,7 @@ def displayed(block: str) -> str:
         found = WORDS.search(line)
         formula, words = (line[: found.start()].strip(), found.group(1)) if found else (line.strip(), "")
         row = _equation(formula)
-        rows.append(rf"{row} &\quad& {{\small\text{{{words}}}}}" if words else row)
+        rows.append(rf"{row} && {{\small\text{{{words}}}}}" if words else row)
     return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
 
 

@@ -141,7 +141,7 @@ def test_examples_of_the_scripts_run(name: str) -> None:
 def test_equations_as_latex() -> None:
     latex = load("form_equations").latex
     assert latex("scale * q*_i . k_j + b_ij") == r"\mathrm{scale}\, q^*_i \cdot k_j + b_{ij}"
-    assert latex("argmin_W  |v_j - k_j W|^2") == r"\operatorname*{argmin}_W \quad \lVert v_j - k_j W \rVert^2"
+    assert latex("argmin_W  |v_j - k_j W|^2") == r"\operatorname*{argmin}_W\, \lVert v_j - k_j W \rVert^2"
 
 
 @each_form
