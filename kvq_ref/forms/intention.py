@@ -14,7 +14,12 @@ As alpha grows, alpha * out tends to linear attention; at alpha = 0 it is the
 minimum-norm least-squares fit, which returns v_j at q = k_j if the keys are
 independent.
 
-Recurrent use: (K^T K, K^T V) is all that the past leaves behind.
+Recurrent use: (K^T K, K^T V) is all that the past leaves behind. Its inverse could be carried along
+instead, one key after the other: recursive least squares, by the Sherman-Morrison formula
+
+    (H + k k^T)^-1 = H^-1 - H^-1 k k^T H^-1 / (1 + k^T H^-1 k)
+
+It is the same in exact arithmetic, but rounding adds up from step to step: what is solved here is solved afresh.
 
 Cost: time O(Tk d^2 + d^3 + (Tq + Tk) d dv), memory O(d (d + dv)); dual form, for Tk < d,
 with Tk and d exchanged. Causal: time O(T d^3 + T^2 (d + dv)), memory O(T d^2 + T^2).
