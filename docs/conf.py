@@ -7,6 +7,7 @@ is KaTeX's, in docs/_static/katex.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import make_forms  # noqa: E402
+import make_laws  # noqa: E402
+import make_map  # noqa: E402
 
 import kvq_ref  # noqa: E402
 
@@ -37,7 +40,7 @@ extensions = [
     "sphinx_design",
 ]
 
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a notebook is executed again where its code has changed
 nb_execution_timeout = 600  # of a cell; the tests hold a whole tutorial to a minute, here a machine may be busy
@@ -55,11 +58,13 @@ html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_static_path = ["_static"]
 html_extra_path = ["_extra"]
 html_css_files = ["site.css"]
+html_sidebars = {"docs/laws": [], "docs/explorer": []}  # chapters of a single page
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "kvq_ref"},
     "navbar_align": "left",
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
@@ -98,7 +103,19 @@ def load_katex(app: Any, page: str, template: str, context: dict[str, Any], doct
 html_math_renderer = "katex"
 
 
+# ---- The explorer ----------------------------------------------------------------------
+
+
+def copy_explorer(app: Any, exception: Exception | None) -> None:
+    """It is a page by itself, and has the same place on the site as in the repository."""
+    if exception is None and app.builder.format == "html":
+        shutil.copytree(HERE / "explorer", Path(app.outdir) / "docs" / "explorer", dirs_exist_ok=True)
+
+
 def setup(app: Any) -> None:
     make_forms.write(HERE / "forms")
+    make_forms.put(HERE / "laws.md", make_laws.page())
+    make_forms.put(HERE / "map.html", make_map.svg(linked=True))
     app.add_html_math_renderer("katex", inline_renderers=(formula, None), block_renderers=(displayed_formula, None))
     app.connect("html-page-context", load_katex)
+    app.connect("build-finished", copy_explorer)

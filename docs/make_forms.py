@@ -21,7 +21,7 @@ import kvq_ref as kvq
 from kvq_ref.cli import lesson_parts
 from kvq_ref.dispatch import FORMS, capabilities, file_name
 from kvq_ref.grid import GRID, Place
-from kvq_ref.testing import LAWS
+from kvq_ref.testing import LAWS, Law
 
 DIFFERENT = {"query": "another query", "score": "another score", "row": "another row"}
 
@@ -324,18 +324,26 @@ def axes(place: Place) -> dict[str, str]:
     return {"query": query, "score": place.score, "row": place.row}
 
 
-def link(name: str) -> str:
-    return f"[{title(name)}]({file_name(name)}.md)"
+def link(name: str, folder: str = "") -> str:
+    return f"[{title(name)}]({folder}{file_name(name)}.md)"
 
 
 def laws(name: str) -> str:
-    """Every law of the form: its name, its statement and its formula."""
+    """Every law of the form: its name, which leads to how it is checked, its statement and its formula."""
     lines = []
     for law in LAWS:
         if name in law.forms:
             strict = " (with `--strict` alone)" if law.strict else ""
-            lines.append(f"{law.name}\n: {escape(law.statement)}{strict}\n\n  $$\n  {law.latex}\n  $$\n")
+            lines.append(
+                f"[{law.name}](../laws.md#{anchor(law)}){{#{anchor(law, file_name(name))}}}\n"
+                f": {escape(law.statement)}{strict}\n\n  $$\n  {law.latex}\n  $$\n"
+            )
     return "\n".join(lines)
+
+
+def anchor(law: Law, what: str = "law") -> str:
+    """Where a law is on a page: labels are unique in all of the site, so a form's page has others than that of all."""
+    return f"{what}-{law.name.replace(' ', '-')}"
 
 
 def index() -> str:
@@ -357,6 +365,10 @@ def write(folder: Path) -> None:
         if old.stem not in pages:
             old.unlink()
     for stem, text in pages.items():
-        path = folder / f"{stem}.md"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+        put(folder / f"{stem}.md", text)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file, unless that is what it says."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
