@@ -7,6 +7,7 @@ is KaTeX's, in docs/_static/katex.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from docutils import nodes
 
 HERE = Path(__file__).parent
+os.environ.pop("MPLBACKEND", None)  # notebooks draw into their pages, whatever is set elsewhere
 sys.path.insert(0, str(HERE))
 
 import make_forms  # noqa: E402
@@ -92,12 +94,14 @@ def displayed_formula(self: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def load_katex(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """Where there is a formula, and nowhere else."""
+def load_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """KaTeX where there is a formula, and nowhere else."""
     if doctree is not None and any(doctree.findall(lambda node: isinstance(node, nodes.math | nodes.math_block))):
         app.add_css_file("katex/katex.css")
         app.add_js_file("katex/katex.min.js")
         app.add_js_file("katex/render.js")
+    if page == "search":
+        app.add_js_file("search.js")
 
 
 html_math_renderer = "katex"
@@ -117,5 +121,5 @@ def setup(app: Any) -> None:
     make_forms.put(HERE / "laws.md", make_laws.page())
     make_forms.put(HERE / "map.html", make_map.svg(linked=True))
     app.add_html_math_renderer("katex", inline_renderers=(formula, None), block_renderers=(displayed_formula, None))
-    app.connect("html-page-context", load_katex)
+    app.connect("html-page-context", load_scripts)
     app.connect("build-finished", copy_explorer)

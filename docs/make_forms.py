@@ -343,7 +343,7 @@ def laws(name: str) -> str:
 
 def anchor(law: Law, what: str = "law") -> str:
     """Where a law is on a page: labels are unique in all of the site, so a form's page has others than that of all."""
-    return f"{what}-{law.name.replace(' ', '-')}"
+    return f"{what} {law.name}".replace(" ", "-").replace("_", "-")  # as Sphinx writes them
 
 
 def index() -> str:

@@ -6,8 +6,8 @@ import doctest
 import importlib
 import inspect
 import re
-import sys
 from collections import Counter
+import sys
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -110,6 +110,32 @@ def test_page_of_a_form(form: Form) -> None:
     for stem in load("form_figures").stems(form.name).values():
         assert f"figures/{stem}-light.png" in text
         assert f"figures/{stem}-dark.png" in text
+
+
+def test_page_of_laws() -> None:
+    """Every law, with its formula, its source and the words that have pytest run it alone."""
+    text = load("make_laws").page()
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == [law.name for law in LAWS]
+    for law in LAWS:
+        entry = text.partition(f"\n### {law.name}\n")[2].partition("\n### ")[0]
+        assert law.latex in entry
+        assert f"def {law.name.replace(' ', '_')}(" in entry
+        assert f"test_holds[{law.name.replace(' ', '_')}-" in entry
+
+
+def test_map_of_the_site_is_made_of_links() -> None:
+    """A place leads to its form's page, a road to its law on one of the two, and its tick to the check."""
+    module = load("make_map")
+    links = Counter(re.findall(r'<a [^>]*href="([^"]*)"', module.svg(linked=True)))
+    for name in module.SPOTS:
+        assert links.pop(f"forms/{file_name(name)}.html") == 1
+    for road, n in Counter((road.start, road.end, road.law) for road in module.ROADS).items():
+        *ends, law = road
+        law = law.replace(" ", "-")
+        found = [f"forms/{file_name(end)}.html#{file_name(end).replace('_', '-')}-{law}" for end in ends]
+        assert sum(links[href] for href in found) >= 2 * n, road  # the line, and its words
+        assert links[f"laws.html#check-{law}"] >= n, road
+    assert "<a " not in module.svg()
 
 
 def spoken(text: str) -> list[str]:
@@ -218,33 +244,6 @@ def test_figure_is_drawn_once(tmp_path: Path) -> None:
 
 
 def test_pages_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-def test_page_of_laws() -> None:
-    """Every law, with its formula, its source and the words that have pytest run it alone."""
-    text = load("make_laws").page()
-    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == [law.name for law in LAWS]
-    for law in LAWS:
-        entry = text.partition(f"\n### {law.name}\n")[2].partition("\n### ")[0]
-        assert law.latex in entry
-        assert f"def {law.name.replace(' ', '_')}(" in entry
-        assert f"test_holds[{law.name.replace(' ', '_')}-" in entry
-
-
-def test_map_of_the_site_is_made_of_links() -> None:
-    """A place leads to its form's page, a road to its law on one of the two, and its tick to the check."""
-    module = load("make_map")
-    links = Counter(re.findall(r'<a [^>]*href="([^"]*)"', module.svg(linked=True)))
-    for name in module.SPOTS:
-        assert links.pop(f"forms/{file_name(name)}.html") == 1
-    for road, n in Counter((road.start, road.end, road.law) for road in module.ROADS).items():
-        *ends, law = road
-        law = law.replace(" ", "-")
-        found = [f"forms/{file_name(end)}.html#{file_name(end)}-{law}" for end in ends]
-        assert sum(links[href] for href in found) >= 2 * n, road  # the line, and its words
-        assert links[f"laws.html#check-{law}"] >= n, road
-    assert "<a " not in module.svg()
-
-
-def test_pages_are_written_once(tmp_path: Path) -> None:
     """A page for each form and their index; what has not changed is left alone, what is no form's goes."""
     pages = load("make_forms")
     monkeypatch.setattr(pages.form_figures, "draw", lambda name, folder: None)

@@ -7,8 +7,6 @@ The page is opened from file://, and whatever is not file: is refused.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ import kvq_ref as kvq
 from kvq_ref.dispatch import FORMS
 from kvq_ref.lab.looks import LOOKS, THEMES
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install '.[browser]'")
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install '.[browser]'")
+
+from browser import chromium, open_offline
 
 PAGE = (Path(__file__).parents[2] / "docs" / "explorer" / "index.html").as_uri()
-SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 N_STATES = 100
 State = dict[str, Any]
 
@@ -33,29 +32,20 @@ State = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        path = own if os.path.exists(own) else next(filter(None, map(shutil.which, SYSTEM_BROWSERS)), None)
-        if path is None:
-            pytest.skip(f"needs a Chromium: none of Playwright's own, and no {', '.join(SYSTEM_BROWSERS)} on PATH")
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Any]:
     """Opens the page with the network cut; whatever it complains of fails the test in the end."""
-    contexts, complaints = [], []
+    contexts: list[Any] = []
+    complaints: list[str] = []
 
     def open_page(hash_: str = "", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
         contexts.append(context)
-        context.route(lambda url: not url.startswith("file:"), lambda route: route.abort())
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page = open_offline(context, complaints)
         page.goto(PAGE + hash_)
         settle(page)
         return page
