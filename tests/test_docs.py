@@ -6,8 +6,8 @@ import doctest
 import importlib
 import inspect
 import re
-from collections import Counter
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
