@@ -1,6 +1,4 @@
-"""What a training step costs with each form, beside what it learns: one run at a time, on a computer that has nothing
-else to do.
-"""
+"""What a training step costs with each form, beside what it learns: one run at a time. Read the ratios."""
 
 from __future__ import annotations
 
@@ -16,10 +14,7 @@ from kvq_ref.lab.results import grouped, read_runs
 from studies.in_context import COMMON, FORMS, UNIT
 
 JOBS = "1"
-TASKS = {
-    "sinusoid": "sinusoid --steps 1000",
-    "sinusoid-long": "sinusoid --K 1000 --steps 50",
-}
+TASKS = {"sinusoid": "sinusoid --steps 1000"}
 
 
 def studies(folder: Path) -> Iterator[tuple[str, str]]:
