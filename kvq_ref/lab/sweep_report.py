@@ -34,8 +34,8 @@ ABOUT_TARGETS = (
 YARDSTICKS = (
     "On the same held-out episodes, seed by seed; means with Student's 95 % interval. What a yardstick leaves open was "
     "chosen on other episodes. Further columns, where there are some, are kinds of held-out episodes; of those that "
-    "training does not draw from, none is part of the score. ms a step: of training, what was measured while it went on "
-    "included; the median over the seeds, as the computer happened to be."
+    "training does not draw from, none is part of the score. ms a step: of training, evaluations included; "
+    "the median over the seeds, on a computer as busy as it happened to be."
 )
 ACTING_TITLE = "Acting in the environment"
 ACTING = (
