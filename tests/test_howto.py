@@ -19,8 +19,7 @@ NEEDS = {"pytorch_and_jax": ("torch", "jax")}
 
 def cells(path: Path) -> list[str]:
     """The code that a page executes."""
-    text = path.read_text(encoding="utf-8")
-    return re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [cell.source for cell in tutorials.read(path).cells if cell.cell_type == "code"]
 
 
 def of(name: str) -> list[str]:
