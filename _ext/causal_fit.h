@@ -18,7 +18,7 @@
 
 /* ---- what backward needs of a chunk ----------------------------------------------------------- */
 typedef struct {
-    real *hr;    /* (d, padded(d) + padded(dv))  [H | R] before the chunk, without alpha */
+    real *uz;    /* (d, padded(d) + padded(dv))  [U | Z]; [H | R], without alpha, where count says less than all */
     real *own;   /* (chunk, w)      I + P P^T, eliminated */
     real *x;     /* (chunk, w)      the weights: rows are keys, lanes are tokens */
     real *e;     /* (chunk, padded(dv)) V - P Z */
@@ -33,8 +33,8 @@ INLINE idx causal_fit_numbers(const ridge_problem *P)
 INLINE causal_fit_factors causal_fit_factors_at(const ridge_problem *P, real *first, idx chunk)
 {
     causal_fit_factors f;
-    f.hr = first + chunk * causal_fit_numbers(P);
-    f.own = f.hr + P->d * fit_stride(P);
+    f.uz = first + chunk * causal_fit_numbers(P);
+    f.own = f.uz + P->d * fit_stride(P);
     f.x = f.own + chunk_size(P) * lanes(P);
     f.e = f.x + chunk_size(P) * lanes(P);
     f.count = f.e + chunk_size(P) * padded(P->dv);
@@ -49,7 +49,7 @@ static idx causal_fit_factors_count(const ridge_problem *P)
 /* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {
     real *hr, *uz;  /* (d, padded(d) + padded(dv)): [H | R] and [U | Z] */
-    real *pq;       /* (d, 2 w)      P^T and (Q U^-1)^T */
+    real *pq;       /* (d, 2 w)      P^T and (Q U^-1)^T, a token to a lane */
     real *k, *v;    /* copies of ROWS rows */
     real *out;
     real *diagonal; /* (max(d, ROWS)) */
@@ -94,27 +94,28 @@ static int eliminate_past(const ridge_problem *P, real alpha, const real *hr, re
     return eliminate(d, stride / LANES, uz, stride, diagonal, pivot_noise(d)) == d;
 }
 
-/* pq <- [P^T | (Q U^-1)^T] for n keys and queries; the queries begin at lane padded(n). */
+/* pq <- [P^T | (Q U^-1)^T] for n keys and queries; the queries begin at lane padded(n). uz is NULL where H is
+ * alpha I. */
 INLINE void halve(const ridge_problem *P, idx n, const real *k, const real *q, real alpha,
-                  int has_past, const real *uz, real *pq)
+                  const real *uz, real *pq, idx pq_stride)
 {
-    const idx d = P->d, both = 2 * lanes(P);
-    transpose_padded(n, d, k, d, pq, both, 1);
-    transpose_padded(n, d, q, d, pq + padded(n), both, 1); /* next to the keys: one substitution serves both */
-    if (has_past) substitute_down(d, uz, fit_stride(P), 2 * vectors(n), pq, both);
-    else scale_rows(d, 2 * padded(n), both, 1 / root(alpha), pq);
+    const idx d = P->d;
+    transpose_padded(n, d, k, d, pq, pq_stride, 1);
+    transpose_padded(n, d, q, d, pq + padded(n), pq_stride, 1); /* next to the keys: one substitution serves both */
+    if (uz) substitute_down(d, uz, fit_stride(P), 2 * vectors(n), pq, pq_stride);
+    else scale_rows(d, 2 * padded(n), pq_stride, 1 / root(alpha), pq);
 }
 
 /* One chunk of n keys and as many queries; *f->count of them are served, before a key of too much leverage.
- * has_past: [U | Z] is there. */
+ * uz: [U | Z], or NULL before the first key. */
 static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const real *k,
-                             const real *v, int has_past, real alpha, real *out,
+                             const real *v, real alpha, const real *uz, real *out,
                              const causal_fit_factors *f, causal_fit_scratch *s)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P), dvp = padded(dv);
-    const idx w = lanes(P), both = 2 * w, longest = has_past ? d : SHORT;
-    const real *z = s->uz + padded(d), *qt = s->pq + padded(n);
-    halve(P, n, k, q, alpha, has_past, s->uz, s->pq);
+    const idx w = lanes(P), both = 2 * w, longest = uz ? d : SHORT;
+    const real *qt = s->pq + padded(n);
+    halve(P, n, k, q, alpha, uz, s->pq, both);
 
     upper_along_columns(w, n, d, longest, s->pq, both, s->pq, both, f->own);
     const idx served = eliminate_leverages(w, n, f->own, s->diagonal);
@@ -124,17 +125,19 @@ static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const
     const real *rows_v = whole_vectors(served, dv, v, s->v);
     memcpy(f->e, rows_v, (size_t)(served * dvp) * sizeof(real));
     real *room = room_for_rows(dv, out, s->out);
-    if (has_past) {
+    if (uz) {
+        const real *z = uz + padded(d);
         product_along_columns(served, vectors(dv), d, s->pq, both, z, stride, f->e, dvp, SUBTRACT,
                               NULL);
         product_along_columns(served, vectors(dv), d, qt, both, z, stride, room, dvp, OVERWRITE,
                               NULL);
     }
+    for (idx r = 0; r < served; r += SIDE_BY_SIDE * LANES)
+        weights_of_prefixes(w, served, r, min_idx(SIDE_BY_SIDE, vectors(served - r)), f->own, f->x);
     for (idx r = 0; r < served; r += LANES) {
         const idx tokens = min_idx(LANES, served - r);
-        weights_of_prefixes(w, served, r, f->own, f->x);
         product_along_columns(tokens, vectors(dv), r + tokens, f->x + r, w, f->e, dvp,
-                              room + r * dvp, dvp, has_past ? ADD : OVERWRITE, NULL);
+                              room + r * dvp, dvp, uz ? ADD : OVERWRITE, NULL);
     }
     put_rows(served, dv, room, out, 1);
 }
@@ -194,20 +197,20 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
         real *out_t = out + t * dv;
         const causal_fit_factors f =
             causal_fit_factors_at(P, kept ? kept : s.factors, kept ? chunk : 0);
-        if (kept && has_past) memcpy(f.hr, s.hr, (size_t)hr_bytes);
+        real *uz = !has_past ? NULL : kept ? f.uz : s.uz;
         P->served[entry] = t;
-        if (has_past && !eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return;
-        causal_fit_chunk(P, n, qt, kt, vt, has_past, alpha, out_t, &f, &s);
+        if (uz && !eliminate_past(P, alpha, s.hr, uz, s.diagonal)) return;
+        causal_fit_chunk(P, n, qt, kt, vt, alpha, uz, out_t, &f, &s);
         idx served = (idx)*f.count;
+        if (served < n && kept && has_past) memcpy(f.uz, s.hr, (size_t)hr_bytes); /* backward starts from here */
         if (served < n)
             served = causal_fit_one_by_one(P, served, n, qt, kt, vt, alpha, out_t, &s);
         else if (t + n < Tq) add_rows(P, n, kt, vt, s.k, s.v, s.hr);
         P->served[entry] = t + served;
         if (served < n || t + n == Tq) return;
     }
-    if (kept) /* queries past the last key */
-        memcpy(causal_fit_factors_at(P, kept, chunks(P)).hr, s.hr, (size_t)hr_bytes);
-    if (!eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return;
+    if (!eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return; /* queries past the last key */
+    if (kept) memcpy(causal_fit_factors_at(P, kept, chunks(P)).uz, s.uz, (size_t)hr_bytes);
     real *w = s.uz + padded(d);
     substitute_up(d, s.uz, stride, vectors(dv), w, stride);
     for (idx t = prefix; t < Tq; t += ROWS) {

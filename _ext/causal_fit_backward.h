@@ -24,18 +24,18 @@ typedef struct {
     real *n, *both; /* (d, padded(d))   N, and N + N^T */
     real *a, *at;   /* (d, padded(dv)), (dv, padded(d))   A and A^T */
     real *hr, *uz;  /* [H | R] and [U | Z] */
-    real *pq, *yu;  /* (d, 2 w)   P^T and (Q U^-1)^T; y^T and u^T: tokens in the lanes */
+    real *pyu;      /* (d, 3 w)   P^T, y^T and u^T: tokens in the lanes */
     real *gt;       /* (dv, w) dout^T */
     real *x, *z;    /* (ROWS, w) */
-    real *y, *u;    /* (ROWS, padded(d))  rows */
+    real *y;        /* (ROWS, padded(d))  rows of y */
     real *k, *v, *g; /* copies of ROWS rows; g: of dout */
-    real *dk, *dv;  /* (ROWS, padded(d)), (ROWS, padded(dv)) */
+    real *u, *dk, *dv; /* ROWS rows that do not fit their place: dq = u, dk, dv */
     real *diagonal;
 } causal_backward_scratch;
 
 INLINE size_t causal_backward_layout(const ridge_problem *P, void *base, causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = lanes(P), both = 2 * w;
+    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = lanes(P);
     carver c = {(uintptr_t)base};
     s->n = carve(&c, d * dp);
     s->both = carve(&c, d * dp);
@@ -43,18 +43,17 @@ INLINE size_t causal_backward_layout(const ridge_problem *P, void *base, causal_
     s->at = carve(&c, dv * dp);
     s->hr = carve(&c, d * fit_stride(P));
     s->uz = carve(&c, d * fit_stride(P));
-    s->pq = carve(&c, d * both);
-    s->yu = carve(&c, d * both);
+    s->pyu = carve(&c, d * 3 * w);
     s->gt = carve(&c, dv * w);
     s->x = carve(&c, ROWS * w);
     s->z = carve(&c, ROWS * w);
     s->y = carve(&c, ROWS * dp);
-    s->u = carve(&c, ROWS * dp);
     s->k = carve(&c, copied_rows(ROWS, d));
     s->v = carve(&c, copied_rows(ROWS, dv));
     s->g = carve(&c, copied_rows(ROWS, dv));
-    s->dk = carve(&c, ROWS * dp);
-    s->dv = carve(&c, ROWS * dvp);
+    s->u = carve(&c, copied_rows(ROWS, d));
+    s->dk = carve(&c, copied_rows(ROWS, d));
+    s->dv = carve(&c, copied_rows(ROWS, dv));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
     return c.next - (uintptr_t)base;
 }
@@ -66,108 +65,126 @@ static size_t causal_backward_workspace_bytes(const void *problem)
 }
 
 /* Rows of y and u from the lanes of yu, where u begins at lane padded(n). */
-INLINE void rows_from_lanes(const ridge_problem *P, idx from, idx n, causal_backward_scratch *s)
+INLINE void rows_from_lanes(const ridge_problem *P, idx n, const real *yu, real *y, real *u)
 {
-    const idx d = P->d, dp = padded(d), both = 2 * lanes(P);
+    const idx d = P->d, dp = padded(d), stride = 3 * lanes(P);
     if (d % LANES) {
-        memset(s->y + from * dp, 0, (size_t)(n * dp) * sizeof(real));
-        memset(s->u + from * dp, 0, (size_t)(n * dp) * sizeof(real));
+        memset(y, 0, (size_t)(n * dp) * sizeof(real));
+        memset(u, 0, (size_t)(n * dp) * sizeof(real));
     }
-    transpose(d, n, s->yu, both, s->y + from * dp, dp, 1);
-    transpose(d, n, s->yu + padded(n), both, s->u + from * dp, dp, 1);
+    transpose(d, n, yu, stride, y, dp, 1);
+    transpose(d, n, yu + padded(n), stride, u, dp, 1);
 }
 
-/* y, u and z of the first n tokens of a chunk. Returns their x. */
-static const real *by_chunk(const ridge_problem *P, idx n, const real *q, const real *k,
-                            real alpha, int has_past, const causal_fit_factors *f,
-                            causal_backward_scratch *s)
+/* y, u and z of the first n tokens of a chunk. */
+static void by_chunk(const ridge_problem *P, idx n, const real *q, const real *k, real alpha,
+                            const real *uz, const causal_fit_factors *f, real *u, causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, stride = fit_stride(P), w = lanes(P), both = 2 * w;
-    real *yt = s->yu, *ut = s->yu + padded(n);
-    halve(P, n, k, q, alpha, has_past, s->uz, s->pq);
-    for (idx r = 0; r < d; r++) {
-        memcpy(yt + r * both, s->pq + r * both + padded(n), (size_t)padded(n) * sizeof(real));
-        if (!has_past) memset(ut + r * both, 0, (size_t)padded(n) * sizeof(real));
-    }
-    if (has_past)
-        product_along_rows(d, vectors(n), dv, s->uz + padded(d), stride, s->gt, w, ut, both,
-                           OVERWRITE);
+    const idx d = P->d, dv = P->dv, w = lanes(P), stride = 3 * w;
+    const real *pt = s->pyu;
+    real *yt = s->pyu + padded(n), *ut = yt + padded(n);
+    halve(P, n, k, q, alpha, uz, s->pyu, stride);
+    if (uz)
+        product_along_rows(d, vectors(n), dv, uz + padded(d), fit_stride(P), s->gt, w, ut, stride, OVERWRITE);
 
     upper_along_rows(w, n, dv, dv, f->e, padded(dv), s->gt, s->z);
+    for (idx r = 0; r < n; r += SIDE_BY_SIDE * LANES)
+        weights_of_prefixes(w, n, r, min_idx(SIDE_BY_SIDE, vectors(n - r)), f->own, s->z);
     for (idx r = 0; r < n; r += LANES) {
         const idx keys = min_idx(n, r + LANES);
-        weights_of_prefixes(w, n, r, f->own, s->z);
-        product_along_rows(d, 1, keys, s->pq, both, f->x + r, w, yt + r, both, SUBTRACT);
-        product_along_rows(d, 1, keys, s->pq, both, s->z + r, w, ut + r, both, ADD);
+        product_along_rows(d, 1, keys, pt, stride, f->x + r, w, yt + r, stride, SUBTRACT);
+        product_along_rows(d, 1, keys, pt, stride, s->z + r, w, ut + r, stride, uz ? ADD : OVERWRITE);
     }
-    if (has_past) substitute_up(d, s->uz, stride, 2 * vectors(n), s->yu, both);
-    else scale_rows(d, 2 * padded(n), both, 1 / root(alpha), s->yu);
-    rows_from_lanes(P, 0, n, s);
-    return f->x;
+    if (uz) substitute_up(d, uz, fit_stride(P), 2 * vectors(n), yt, stride);
+    else scale_rows(d, 2 * padded(n), stride, 1 / root(alpha), yt);
+    rows_from_lanes(P, n, yt, s->y, u);
 }
 
 /* y and u of n queries that share [U | Z]. */
-static void by_regression(const ridge_problem *P, idx from, idx n, const real *q,
+static void by_regression(const ridge_problem *P, idx n, const real *q, const real *uz, real *y, real *u,
                           causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, stride = fit_stride(P), w = lanes(P), both = 2 * w;
-    transpose_padded(n, d, q, d, s->yu, both, 1);
-    substitute_down(d, s->uz, stride, vectors(n), s->yu, both);
-    product_along_rows(d, vectors(n), dv, s->uz + padded(d), stride, s->gt, w,
-                       s->yu + padded(n), both, OVERWRITE);
-    substitute_up(d, s->uz, stride, 2 * vectors(n), s->yu, both);
-    rows_from_lanes(P, from, n, s);
+    const idx d = P->d, dv = P->dv, stride = 3 * lanes(P);
+    real *yt = s->pyu, *ut = yt + padded(n);
+    transpose_padded(n, d, q, d, yt, stride, 1);
+    substitute_down(d, uz, fit_stride(P), vectors(n), yt, stride);
+    product_along_rows(d, vectors(n), dv, uz + padded(d), fit_stride(P), s->gt, lanes(P), ut, stride, OVERWRITE);
+    substitute_up(d, uz, fit_stride(P), 2 * vectors(n), yt, stride);
+    rows_from_lanes(P, n, yt, y, u);
 }
 
 /* Tokens from..n-1 of a chunk, each with its own elimination; then x and z of all, by their definition.
- * Returns x. */
+ * hr: before the chunk, NULL for 0. Returns x. */
 static const real *one_by_one(const ridge_problem *P, idx from, idx n, const real *q, const real *k,
-                              const real *v, const real *dout, real alpha, int has_past,
-                              const causal_fit_factors *f, causal_backward_scratch *s)
+                              const real *v, const real *dout, real alpha, const real *hr, real *u,
+                              causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, dp = padded(d), bytes = d * fit_stride(P) * (idx)sizeof(real);
     const idx w = lanes(P);
-    if (has_past) memcpy(s->hr, f->hr, (size_t)bytes);
+    if (hr) memcpy(s->hr, hr, (size_t)bytes);
     else memset(s->hr, 0, (size_t)bytes);
     add_rows(P, from, k, v, s->k, s->v, s->hr);
     for (idx t = from; t < n; t++) {
         add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
         eliminate_past(P, alpha, s->hr, s->uz, s->diagonal);
         transpose_padded(1, dv, dout + t * dv, dv, s->gt, w, 1);
-        by_regression(P, t, 1, q + t * d, s);
+        by_regression(P, 1, q + t * d, s->uz, s->y + t * dp, u + t * dp, s);
     }
+    real *rows_t = s->pyu; /* (d, w) */
     transpose_padded(n, dv, dout, dv, s->gt, w, 1);
-    transpose_padded(n, d, s->y, dp, s->yu, w, 1);
-    upper_along_rows(w, n, d, d, k, d, s->yu, s->x);
+    transpose_padded(n, d, s->y, dp, rows_t, w, 1);
+    upper_along_rows(w, n, d, d, k, d, rows_t, s->x);
     upper_along_rows(w, n, dv, dv, v, dv, s->gt, s->z);
-    transpose_padded(n, d, s->u, dp, s->yu, w, 1);
+    transpose_padded(n, d, u, dp, rows_t, w, 1);
     for (idx r = 0; r < n; r += LANES) {
-        product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, d, k + r * d, d, s->yu + r,
-                           w, s->z + r * w + r, w, SUBTRACT);
+        product_along_rows(min_idx(LANES, n - r), vectors(n) - r / LANES, d, k + r * d, d, rows_t + r, w,
+                           s->z + r * w + r, w, SUBTRACT);
         hide_later_keys(w, n, r, s->x);
         hide_later_keys(w, n, r, s->z);
     }
     return s->x;
 }
 
-/* What queries that see all of n keys give to dk and dv; leaves room for more in s->dk, s->dv. */
-INLINE void gradients_from_later(const ridge_problem *P, idx n, const real *k, const real *v,
-                                 causal_backward_scratch *s)
+/* What queries that see all of n keys give to rows of dk and dv. */
+INLINE void gradients_from_later(const ridge_problem *P, idx n, const real *k, const real *v, real *dk, real *dv_out,
+                                 const causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv);
-    product_along_rows(n, vectors(d), dv, v, dv, s->at, dp, s->dk, dp, OVERWRITE);
-    product_along_rows(n, vectors(d), d, k, d, s->both, dp, s->dk, dp, SUBTRACT);
-    product_along_rows(n, vectors(dv), d, k, d, s->a, dvp, s->dv, dvp, OVERWRITE);
+    product_along_rows(n, vectors(d), dv, v, dv, s->at, dp, dk, dp, OVERWRITE);
+    product_along_rows(n, vectors(d), d, k, d, s->both, dp, dk, dp, SUBTRACT);
+    product_along_rows(n, vectors(dv), d, k, d, s->a, dvp, dv_out, dvp, OVERWRITE);
+}
+
+/* What n tokens of a chunk give to rows of dk and dv of that chunk. */
+INLINE void gradients_from_chunk(const ridge_problem *P, idx n, const real *x, const real *u, const real *rows_g,
+                                 join how, real *dk, real *dv_out, const causal_backward_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = lanes(P);
+    for (idx r = 0; r < n; r += LANES) { /* tokens before r do not see these keys */
+        const idx keys = min_idx(LANES, n - r), at = r * w + r;
+        product_along_rows(keys, vectors(d), n - r, s->z + at, w, s->y + r * dp, dp, dk + r * dp, dp, how);
+        product_along_rows(keys, vectors(d), n - r, x + at, w, u + r * dp, dp, dk + r * dp, dp, SUBTRACT);
+        product_along_rows(keys, vectors(dv), n - r, x + at, w, rows_g + r * dvp, dvp, dv_out + r * dvp, dvp, how);
+    }
 }
 
 /* N += sum u_t y_t^T and A += sum y_t dout_t^T, and what is made of them. */
-static void add_tokens(const ridge_problem *P, idx n, const real *rows_g, causal_backward_scratch *s)
+static void add_tokens(const ridge_problem *P, idx n, const real *u, const real *rows_g,
+                       const causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv);
-    product_along_columns(d, vectors(d), n, s->u, dp, s->y, dp, s->n, dp, ADD, NULL);
+    product_along_columns(d, vectors(d), n, u, dp, s->y, dp, s->n, dp, ADD, NULL);
     product_along_columns(d, vectors(dv), n, s->y, dp, rows_g, dvp, s->a, dvp, ADD, NULL);
     add_transposed(d, s->n, s->both);
     transpose_padded(d, dv, s->a, dvp, s->at, dp, 1);
+}
+
+/* a . b, of whole vectors. */
+INLINE real dot(idx n, const real *a, const real *b)
+{
+    vec sum[2] = {{0}, {0}};
+    for (idx i = 0; i < n; i += LANES) sum[i / LANES % 2] += load(a + i) * load(b + i);
+    return sum_of_lanes(sum[0] + sum[1]);
 }
 
 static void causal_backward_run(const void *problem, void *workspace, idx entry)
@@ -192,54 +209,52 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
     memset(s.both, 0, (size_t)(d * dp) * sizeof(real));
     memset(s.a, 0, (size_t)(d * dvp) * sizeof(real));
     memset(s.at, 0, (size_t)(dv * dp) * sizeof(real));
-    if (prefix < Tq) {
-        const real *hr = causal_fit_factors_at(P, factors, chunks(P)).hr;
-        eliminate_past(P, alpha, hr, s.uz, s.diagonal);
-    }
+    double trace = 0; /* sum of u.y */
+    int has_later = prefix < Tq;
+    const real *last = causal_fit_factors_at(P, factors, chunks(P)).uz;
     for (idx t = prefix; t < Tq; t += w) {
         const idx n = min_idx(w, Tq - t);
+        real *u = room_for_rows(d, dq + t * d, s.u);
         transpose_padded(n, dv, dout + t * dv, dv, s.gt, w, 1);
-        by_regression(P, 0, n, q + t * d, &s);
-        put_rows(n, d, s.u, dq + t * d, 1);
-        add_tokens(P, n, whole_vectors(n, dv, dout + t * dv, s.g), &s);
+        by_regression(P, n, q + t * d, last, s.y, u, &s);
+        put_rows(n, d, u, dq + t * d, 1);
+        add_tokens(P, n, u, whole_vectors(n, dv, dout + t * dv, s.g), &s);
+        trace += dot(n * dp, u, s.y);
     }
     for (idx j = prefix; j < Tk; j += ROWS) { /* keys that only those queries see, or nobody */
         const idx n = min_idx(ROWS, Tk - j);
-        gradients_from_later(P, n, k + j * d, v + j * dv, &s);
-        put_rows(n, d, s.dk, dk + j * d, 1);
-        put_rows(n, dv, s.dv, dv_out + j * dv, 1);
+        real *dk_rows = room_for_rows(d, dk + j * d, s.dk), *dv_rows = room_for_rows(dv, dv_out + j * dv, s.dv);
+        gradients_from_later(P, n, k + j * d, v + j * dv, dk_rows, dv_rows, &s);
+        put_rows(n, d, dk_rows, dk + j * d, 1);
+        put_rows(n, dv, dv_rows, dv_out + j * dv, 1);
     }
 
     for (idx chunk = chunks(P) - 1; chunk >= 0; chunk--) {
         const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
-        const int has_past = !is_scaled_identity(P, chunk);
         const causal_fit_factors f = causal_fit_factors_at(P, factors, chunk);
         const idx together = (idx)*f.count;
+        const real *uz = is_scaled_identity(P, chunk) ? NULL : f.uz;
         const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv, *gt = dout + t * dv, *x = f.x;
-        if (has_past) eliminate_past(P, alpha, f.hr, s.uz, s.diagonal);
-        transpose_padded(together, dv, gt, dv, s.gt, w, 1);
-        if (together > 0) x = by_chunk(P, together, qt, kt, alpha, has_past, &f, &s);
-        if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, has_past, &f, &s);
-        put_rows(n, d, s.u, dq + t * d, 1);
-
-        gradients_from_later(P, n, kt, vt, &s);
-        const real *rows_g = whole_vectors(n, dv, gt, s.g);
-        for (idx r = 0; r < n; r += LANES) { /* tokens before r do not see these keys */
-            const idx keys = min_idx(LANES, n - r), at = r * w + r;
-            product_along_rows(keys, vectors(d), n - r, s.z + at, w, s.y + r * dp, dp,
-                               s.dk + r * dp, dp, ADD);
-            product_along_rows(keys, vectors(d), n - r, x + at, w, s.u + r * dp, dp,
-                               s.dk + r * dp, dp, SUBTRACT);
-            product_along_rows(keys, vectors(dv), n - r, x + at, w, rows_g + r * dvp, dvp,
-                               s.dv + r * dvp, dvp, ADD);
+        real *u = room_for_rows(d, dq + t * d, s.u);
+        real *dk_rows = room_for_rows(d, dk + t * d, s.dk), *dv_rows = room_for_rows(dv, dv_out + t * dv, s.dv);
+        if (together < n && together > 0 && uz) {
+            eliminate_past(P, alpha, f.uz, s.uz, s.diagonal);
+            uz = s.uz;
         }
-        put_rows(n, d, s.dk, dk + t * d, 1);
-        put_rows(n, dv, s.dv, dv_out + t * dv, 1);
-        add_tokens(P, n, rows_g, &s);
-    }
+        transpose_padded(together, dv, gt, dv, s.gt, w, 1);
+        if (together > 0) by_chunk(P, together, qt, kt, alpha, uz, &f, u, &s);
+        if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, u, &s);
 
-    double trace = 0;
-    for (idx r = 0; r < d; r++) trace += (double)s.n[r * dp + r];
+        if (has_later) gradients_from_later(P, n, kt, vt, dk_rows, dv_rows, &s);
+        const real *rows_g = whole_vectors(n, dv, gt, s.g);
+        gradients_from_chunk(P, n, x, u, rows_g, has_later ? ADD : OVERWRITE, dk_rows, dv_rows, &s);
+        if (chunk > 0 || P->dgram) add_tokens(P, n, u, rows_g, &s);
+        has_later = 1;
+        trace += dot(n * dp, u, s.y);
+        put_rows(n, d, u, dq + t * d, 1);
+        put_rows(n, d, dk_rows, dk + t * d, 1);
+        put_rows(n, dv, dv_rows, dv_out + t * dv, 1);
+    }
     P->dalpha[entry] = -trace;
     if (P->dgram) {
         put_rows(d, d, s.both, (real *)P->dgram + entry * d * d, (real)-0.5);

@@ -94,10 +94,10 @@ INLINE void apply_inverses(idx n, idx d, const chunk_factors *f, real *xt, real 
     const idx w = f->w;
     upper_along_columns(w, n, d, SHORT, f->mt, w, xt, w, b);
     solve_tokens(n, d, f, xt);
-    for (idx r = 0; r < n; r += LANES) {
-        const idx keys = min_idx(n, r + LANES);
-        weights_of_prefixes(w, n, r, f->own, b);
-        product_along_rows(d, 1, keys, f->mt, w, b + r, w, xt + r, w, SUBTRACT);
+    for (idx r = 0; r < n; r += SIDE_BY_SIDE * LANES) {
+        const idx nv = min_idx(SIDE_BY_SIDE, vectors(n - r)), keys = min_idx(n, r + nv * LANES);
+        weights_of_prefixes(w, n, r, nv, f->own, b);
+        product_along_rows(d, nv, keys, f->mt, w, b + r, w, xt + r, w, SUBTRACT);
     }
 }
 

@@ -36,10 +36,10 @@ INLINE idx prefix_tokens(const ridge_problem *P)
     return P->is_causal ? min_idx(P->Tq, P->Tk) : 0;
 }
 
-/* An elimination of d^3 / 6 for a chunk, and of chunk^3 / 6: equal sizes cost least. */
+/* Each chunk costs an elimination of d^3 / 6, and each token d chunk products within its chunk. */
 INLINE idx chunk_size(const ridge_problem *P)
 {
-    return P->d >= ROWS ? ROWS : P->d <= 16 ? 16 : (P->d + 15) / 16 * 16;
+    return P->d <= 16 ? 16 : P->d <= ROWS ? 32 : ROWS;
 }
 
 /* The row stride of arrays with tokens in the lanes: as many as are looked at at a time. */
@@ -87,14 +87,21 @@ INLINE void hide_later_keys(idx w, idx n, idx r, real *c)
         store(c + s * w + r, keep((ivec)(lane >= (bits)(s - r)), load(c + s * w + r)));
 }
 
-/* b[s][t] <- x_t[s] with (I + A)_t x_t = b_t, for the vector of tokens that begins at r. Keys
- * beyond it have no part in it. */
-INLINE void weights_of_prefixes(idx w, idx n, idx r, const real *own, real *b)
+/* So many vectors of tokens at a time: what one waits for, the other uses. */
+#define SIDE_BY_SIDE 2
+
+/* b[s][t] <- x_t[s] with (I + A)_t x_t = b_t, for the nv vectors of tokens that begin at r. Keys beyond them
+ * have no part in it. What b holds of keys that a token does not see is overwritten by 0. */
+INLINE void weights_of_prefixes(idx w, idx n, idx r, idx nv, const real *own, real *b)
 {
-    const idx keys = min_idx(n, r + LANES);
-    substitute_down(keys, own, w, 1, b + r, w);
-    hide_later_keys(w, n, r, b);
-    substitute_up(keys, own, w, 1, b + r, w);
+    const idx keys = min_idx(n, r + nv * LANES);
+    substitute_down(keys, own, w, nv, b + r, w);
+    for (idx v = 0; v < nv; v++) {
+        const idx first = r + v * LANES;
+        hide_later_keys(w, n, first, b);
+        for (idx s = first + LANES; s < keys; s++) store(b + s * w + first, (vec){0});
+    }
+    substitute_up(keys, own, w, nv, b + r, w);
 }
 
 /* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
