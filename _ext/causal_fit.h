@@ -206,6 +206,7 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
         if (served < n)
             served = causal_fit_one_by_one(P, served, n, qt, kt, vt, alpha, out_t, &s);
         else if (t + n < Tq) add_rows(P, n, kt, vt, s.k, s.v, s.hr);
+        tell_of(P->not_finite, out_t, served * dv);
         P->served[entry] = t + served;
         if (served < n || t + n == Tq) return;
     }
@@ -218,6 +219,7 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
         real *room = room_for_rows(dv, out + t * dv, s.out);
         product_along_rows(n, vectors(dv), d, q + t * d, d, w, stride, room, padded(dv), OVERWRITE);
         put_rows(n, dv, room, out + t * dv, 1);
+        tell_of(P->not_finite, out + t * dv, n * dv);
     }
     P->served[entry] = Tq;
 }

@@ -179,6 +179,22 @@ static void add_tokens(const ridge_problem *P, idx n, const real *u, const real 
     transpose_padded(d, dv, s->a, dvp, s->at, dp, 1);
 }
 
+/* What the chunk before the one that begins at token t will read and write. */
+INLINE void fetch_chunk_before(const ridge_problem *P, idx t, const real *q, const real *k, const real *v,
+                               const real *dout, const real *factors, const real *dq, const real *dk,
+                               const real *dv_out)
+{
+    const idx n = chunk_size(P), d = n * P->d, dv = n * P->dv, at = (t - n) * P->d, at_v = (t - n) * P->dv;
+    fetch_ahead(dout + at_v, dv, 0);
+    fetch_ahead(q + at, d, 0);
+    fetch_ahead(k + at, d, 0);
+    fetch_ahead(v + at_v, dv, 0);
+    fetch_ahead(factors - causal_fit_numbers(P), causal_fit_numbers(P), 0);
+    fetch_ahead(dq + at, d, 1);
+    fetch_ahead(dk + at, d, 1);
+    fetch_ahead(dv_out + at_v, dv, 1);
+}
+
 /* a . b, of whole vectors. */
 INLINE real dot(idx n, const real *a, const real *b)
 {
@@ -218,6 +234,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         transpose_padded(n, dv, dout + t * dv, dv, s.gt, w, 1);
         by_regression(P, n, q + t * d, last, s.y, u, &s);
         put_rows(n, d, u, dq + t * d, 1);
+        tell_of(P->not_finite, dq + t * d, n * d);
         add_tokens(P, n, u, whole_vectors(n, dv, dout + t * dv, s.g), &s);
         trace += dot(n * dp, u, s.y);
     }
@@ -227,6 +244,8 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         gradients_from_later(P, n, k + j * d, v + j * dv, dk_rows, dv_rows, &s);
         put_rows(n, d, dk_rows, dk + j * d, 1);
         put_rows(n, dv, dv_rows, dv_out + j * dv, 1);
+        tell_of(P->not_finite, dk + j * d, n * d);
+        tell_of(P->not_finite, dv_out + j * dv, n * dv);
     }
 
     for (idx chunk = chunks(P) - 1; chunk >= 0; chunk--) {
@@ -241,6 +260,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
             eliminate_past(P, alpha, f.uz, s.uz, s.diagonal);
             uz = s.uz;
         }
+        if (chunk > 0) fetch_chunk_before(P, t, q, k, v, dout, f.uz, dq, dk, dv_out);
         transpose_padded(together, dv, gt, dv, s.gt, w, 1);
         if (together > 0) by_chunk(P, together, qt, kt, alpha, uz, &f, u, &s);
         if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, u, &s);
@@ -254,6 +274,9 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         put_rows(n, d, u, dq + t * d, 1);
         put_rows(n, d, dk_rows, dk + t * d, 1);
         put_rows(n, dv, dv_rows, dv_out + t * dv, 1);
+        tell_of(P->not_finite, dq + t * d, n * d);
+        tell_of(P->not_finite, dk + t * d, n * d);
+        tell_of(P->not_finite, dv_out + t * dv, n * dv);
     }
     P->dalpha[entry] = -trace;
     if (P->dgram) {

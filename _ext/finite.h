@@ -24,7 +24,13 @@ INLINE void tell_if_doubtful(int *not_finite, vec sum)
     if (is_doubt(sum)) __atomic_store_n(not_finite, 1, __ATOMIC_RELAXED);
 }
 
-static int all_finite(const void *data, size_t count)
+/* Whoever asks is told whether these numbers are finite, while they are still in the cache. */
+INLINE void tell_of(int *not_finite, const real *x, idx n)
+{
+    if (not_finite) tell_if_doubtful(not_finite, doubt_about(x, n));
+}
+
+NOINLINE int all_finite(const void *data, size_t count)
 {
     const real *x = (const real *)data;
     const idx n = (idx)count, page = 256 * LANES; /* look at the sums this often, and stop early */

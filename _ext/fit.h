@@ -11,6 +11,7 @@
 #define KVQ_FIT_H
 
 #include "eliminate.h"
+#include "finite.h"
 #include "ridge.h"
 #include "rows.h"
 
@@ -130,6 +131,7 @@ static void fit_run(const void *problem, void *workspace, idx entry)
         real *room = room_for_rows(dv, out + i * dv, s.out);
         product_along_rows(n, vectors(dv), d, q + i * d, d, w, stride, room, padded(dv), OVERWRITE);
         put_rows(n, dv, room, out + i * dv, 1);
+        tell_of(P->not_finite, out + i * dv, n * dv);
     }
 }
 
@@ -196,6 +198,7 @@ static void fit_backward_run(const void *problem, void *workspace, idx entry)
         product_along_rows(n, vectors(d), dv, g, padded(dv), s.wt, padded(d), room, padded(d),
                            OVERWRITE);
         put_rows(n, d, room, dq + i * d, 1);
+        tell_of(P->not_finite, dq + i * d, n * d);
     }
     substitute_down(d, u, stride, vectors(dv), s.z, padded(dv));
     substitute_up(d, u, stride, vectors(dv), s.z, padded(dv));
@@ -210,12 +213,14 @@ static void fit_backward_run(const void *problem, void *workspace, idx entry)
         product_along_rows(n, vectors(dv), d, k + j * d, d, s.z, padded(dv), room, padded(dv),
                            OVERWRITE);
         put_rows(n, dv, room, dv_out + j * dv, 1);
+        tell_of(P->not_finite, dv_out + j * dv, n * dv);
         room = room_for_rows(d, dk + j * d, s.rows_d);
         product_along_rows(n, vectors(d), dv, v + j * dv, dv, s.zt, padded(d), room, padded(d),
                            OVERWRITE);
         product_along_rows(n, vectors(d), d, k + j * d, d, s.m, padded(d), room, padded(d),
                            SUBTRACT);
         put_rows(n, d, room, dk + j * d, 1);
+        tell_of(P->not_finite, dk + j * d, n * d);
     }
     if (P->dgram) {
         put_rows(d, d, s.m, (real *)P->dgram + entry * d * d, (real)-0.5);

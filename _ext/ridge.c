@@ -8,7 +8,6 @@
  * elimination for each chunk of tokens; causal_fit.h and precondition.h use that.
  */
 #include "causal_fit_backward.h"
-#include "finite.h"
 #include "fit.h"
 #include "precondition_backward.h"
 #include "threads.h"
@@ -66,5 +65,4 @@ const ridge_table KVQ_TABLE(ridge) = {fit,
                                       precondition,
                                       precondition_backward,
                                       factors,
-                                      precondition_factors,
-                                      all_finite};
+                                      precondition_factors};

@@ -19,6 +19,7 @@ typedef struct {
     void *factors;    /* (batch, factors(...)) numbers that backward needs; NULL if there is none to come */
     ptrdiff_t *served; /* (batch): queries whose regression was regular to working precision.
                           Those from there on are left unset: a wider type must serve them. */
+    int *not_finite; /* fit only: set to 1 where out (backward: dq, dk, dv) holds NaN or infinity; NULL: nobody asks */
     /* backward only */
     const void *dresult;
     void *dq, *dk, *dv_out;
@@ -39,7 +40,6 @@ typedef struct {
     /* Numbers for each batch entry in `factors`. */
     ptrdiff_t (*fit_factors)(const ridge_problem *);
     ptrdiff_t (*precondition_factors)(const ridge_problem *);
-    int (*all_finite)(const void *, size_t count);
 } ridge_table;
 
 #endif

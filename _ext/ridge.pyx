@@ -35,6 +35,7 @@ cdef extern from "ridge.h" nogil:
         void *result
         void *factors
         Py_ssize_t *served
+        int *not_finite
         const void *dresult
         void *dq
         void *dk
@@ -50,7 +51,6 @@ cdef extern from "ridge.h" nogil:
         int (*precondition_backward)(const ridge_problem *, int num_threads) noexcept nogil
         Py_ssize_t (*fit_factors)(const ridge_problem *) noexcept nogil
         Py_ssize_t (*precondition_factors)(const ridge_problem *) noexcept nogil
-        int (*all_finite)(const void *, size_t count) noexcept nogil
 
 cdef extern from "threads.h" nogil:
     double KVQ_WORTH_A_THREAD
@@ -75,6 +75,7 @@ cdef int describe(ridge_problem *p, q, k, alpha) except -1:
     p.alpha = <const double *> of_entries("alpha", alpha, cnp.NPY_DOUBLE, p.batch)
     p.gram = p.moment = NULL
     p.factors = p.dgram = p.dmoment = NULL
+    p.not_finite = NULL
     p.is_causal = False
     return t
 
@@ -270,7 +271,7 @@ def quick(q, k, v, alpha, is_causal, out, num_threads, bint saves):
     """
     cdef ridge_problem p
     cdef const ridge_table *kernels = describe_plain(&p, q, k, v, alpha, is_causal)
-    cdef int failed, threads
+    cdef int failed, threads, not_finite = 0
     cdef bint is_regular
     if kernels == NULL:
         return None
@@ -282,13 +283,14 @@ def quick(q, k, v, alpha, is_causal, out, num_threads, bint saves):
     p.alpha = <const double *> cnp.PyArray_DATA(alphas)
     p.served = <Py_ssize_t *> cnp.PyArray_DATA(served)
     p.result = cnp.PyArray_DATA(out)
+    p.not_finite = &not_finite
     if saves:
         factors = empty((p.batch, kernels.fit_factors(&p)), q.dtype)
         p.factors = cnp.PyArray_DATA(factors)
     threads = threads_for(&p, 1, num_threads)
     with nogil:
         failed = kernels.fit(&p, threads)
-        is_regular = all_served(&p) and kernels.all_finite(p.result, <size_t> (p.batch * p.Tq * p.dv))
+        is_regular = all_served(&p) and not not_finite
     check_memory(failed)
     if not is_regular:
         return None
@@ -302,8 +304,7 @@ def quick_backward(dout, q, k, v, is_causal, saved, num_threads):
     """
     cdef ridge_problem p
     cdef const ridge_table *kernels = describe_plain(&p, q, k, v, 1.0, is_causal)
-    cdef int failed, threads
-    cdef bint is_finite
+    cdef int failed, threads, not_finite = 0
     if kernels == NULL or not is_plain(dout) or not has_shape_of(dout, q, p.dv):
         return None
     alphas, served, factors = saved
@@ -315,12 +316,10 @@ def quick_backward(dout, q, k, v, is_causal, saved, num_threads):
     p.dresult = cnp.PyArray_DATA(dout)
     p.dq, p.dk, p.dv_out = cnp.PyArray_DATA(dq), cnp.PyArray_DATA(dk), cnp.PyArray_DATA(dv)
     p.dalpha = <double *> cnp.PyArray_DATA(dalpha)
+    p.not_finite = &not_finite
     threads = threads_for(&p, 2, num_threads)
     with nogil:
         failed = kernels.fit_backward(&p, threads)
-        is_finite = (kernels.all_finite(p.dq, <size_t> (p.batch * p.Tq * p.d))
-                     and kernels.all_finite(p.dk, <size_t> (p.batch * p.Tk * p.d))
-                     and kernels.all_finite(p.dv_out, <size_t> (p.batch * p.Tk * p.dv)))
     check_memory(failed)
     total = dalpha.sum()
-    return (dq, dk, dv, total) if is_finite and isfinite(<double> total) else None
+    return (dq, dk, dv, total) if not not_finite and isfinite(<double> total) else None
