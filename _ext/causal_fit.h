@@ -16,34 +16,61 @@
 #include "fit.h"
 #include "prefix.h"
 
-/* ---- what backward needs of a chunk ----------------------------------------------------------- */
+/* ---- chunks ----------------------------------------------------------------------------------- */
+/* Forward and backward together, the products within a chunk outweigh the elimination before it. */
+INLINE idx later_chunk_size(const ridge_problem *P)
+{
+    return P->d > ROWS ? ROWS : min_idx(32, chunk_size(P));
+}
+
+INLINE idx chunk_start(const ridge_problem *P, idx chunk)
+{
+    return chunk == 0 ? 0 : chunk_size(P) + (chunk - 1) * later_chunk_size(P);
+}
+
+INLINE idx chunk_tokens(const ridge_problem *P, idx chunk)
+{
+    return min_idx(prefix_tokens(P), chunk_start(P, chunk + 1)) - chunk_start(P, chunk);
+}
+
+INLINE idx fit_chunks(const ridge_problem *P)
+{
+    const idx later = prefix_tokens(P) - chunk_size(P), size = later_chunk_size(P);
+    return later <= 0 ? 1 : 1 + (later + size - 1) / size;
+}
+
+/* ---- what backward needs of a chunk of n tokens, w = padded(n) ----------------------------------- */
 typedef struct {
-    real *uz;    /* (d, padded(d) + padded(dv))  [U | Z]; [H | R], without alpha, where count says less than all */
-    real *own;   /* (chunk, w)      I + P P^T, eliminated */
-    real *x;     /* (chunk, w)      the weights: rows are keys, lanes are tokens */
-    real *e;     /* (chunk, padded(dv)) V - P Z */
+    real *uz;    /* (d, padded(d) + padded(dv))  [U | Z]; [H | R], without alpha, where count says less than n */
+    real *own;   /* (n, w)      I + P P^T, eliminated */
+    real *x;     /* (n, w)      the weights: rows are keys, lanes are tokens */
+    real *e;     /* (n, padded(dv)) V - P Z */
     real *count; /* tokens that these serve; the rest have an elimination of their own */
 } causal_fit_factors;
 
-INLINE idx causal_fit_numbers(const ridge_problem *P)
+INLINE idx causal_fit_numbers(const ridge_problem *P, idx tokens)
 {
-    return P->d * fit_stride(P) + chunk_size(P) * (2 * lanes(P) + padded(P->dv)) + LANES;
+    return P->d * fit_stride(P) + tokens * (2 * padded(tokens) + padded(P->dv)) + LANES;
 }
 
 INLINE causal_fit_factors causal_fit_factors_at(const ridge_problem *P, real *first, idx chunk)
 {
+    const idx size = chunk == 0 ? chunk_size(P) : later_chunk_size(P);
     causal_fit_factors f;
-    f.uz = first + chunk * causal_fit_numbers(P);
+    f.uz = first;
+    if (chunk > 0)
+        f.uz += causal_fit_numbers(P, chunk_size(P)) + (chunk - 1) * causal_fit_numbers(P, size);
     f.own = f.uz + P->d * fit_stride(P);
-    f.x = f.own + chunk_size(P) * lanes(P);
-    f.e = f.x + chunk_size(P) * lanes(P);
-    f.count = f.e + chunk_size(P) * padded(P->dv);
+    f.x = f.own + size * padded(size);
+    f.e = f.x + size * padded(size);
+    f.count = f.e + size * padded(P->dv);
     return f;
 }
 
-static idx causal_fit_factors_count(const ridge_problem *P)
+static idx causal_fit_factors_count(const ridge_problem *P) /* at the end: all keys */
 {
-    return chunks(P) * causal_fit_numbers(P) + P->d * fit_stride(P); /* at the end: all keys */
+    return causal_fit_numbers(P, chunk_size(P)) +
+           (fit_chunks(P) - 1) * causal_fit_numbers(P, later_chunk_size(P)) + P->d * fit_stride(P);
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
@@ -67,7 +94,7 @@ INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_s
     s->v = carve(&c, copied_rows(ROWS, P->dv));
     s->out = carve(&c, ROWS * padded(P->dv));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
-    s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P));
+    s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P, chunk_size(P)));
     return c.next - (uintptr_t)base;
 }
 
@@ -113,8 +140,8 @@ static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const
                              const causal_fit_factors *f, causal_fit_scratch *s)
 {
     const idx d = P->d, dv = P->dv, stride = fit_stride(P), dvp = padded(dv);
-    const idx w = lanes(P), both = 2 * w, longest = uz ? d : SHORT;
-    const real *qt = s->pq + padded(n);
+    const idx w = padded(n), both = 2 * w, longest = uz ? d : SHORT;
+    const real *qt = s->pq + w;
     halve(P, n, k, q, alpha, uz, s->pq, both);
 
     upper_along_columns(w, n, d, longest, s->pq, both, s->pq, both, f->own);
@@ -160,14 +187,14 @@ static idx causal_fit_one_by_one(const ridge_problem *P, idx from, idx n, const 
                                  const real *k, const real *v, real alpha, real *out,
                                  causal_fit_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, stride = fit_stride(P), both = 2 * lanes(P);
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
     add_rows(P, from, k, v, s->k, s->v, s->hr);
     for (idx t = from; t < n; t++) {
         add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
         if (!eliminate_past(P, alpha, s->hr, s->uz, s->diagonal)) return t;
-        transpose_padded(1, d, q + t * d, d, s->pq, both, 1);
-        substitute_down(d, s->uz, stride, 1, s->pq, both);
-        product_along_columns(1, vectors(dv), d, s->pq, both, s->uz + padded(d), stride, s->out,
+        transpose_padded(1, d, q + t * d, d, s->pq, LANES, 1);
+        substitute_down(d, s->uz, stride, 1, s->pq, LANES);
+        product_along_columns(1, vectors(dv), d, s->pq, LANES, s->uz + padded(d), stride, s->out,
                               padded(dv), OVERWRITE, NULL);
         put_rows(1, dv, s->out, out + t * dv, 1);
     }
@@ -190,8 +217,8 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
 
     if (P->gram) load_state(P, entry, s.hr, stride);
     else memset(s.hr, 0, (size_t)hr_bytes);
-    for (idx chunk = 0; chunk < chunks(P); chunk++) {
-        const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
+    for (idx chunk = 0; chunk < fit_chunks(P); chunk++) {
+        const idx t = chunk_start(P, chunk), n = chunk_tokens(P, chunk);
         const int has_past = !is_scaled_identity(P, chunk);
         const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv;
         real *out_t = out + t * dv;
@@ -211,7 +238,7 @@ static void causal_fit_run(const void *problem, void *workspace, idx entry)
         if (served < n || t + n == Tq) return;
     }
     if (!eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return; /* queries past the last key */
-    if (kept) memcpy(causal_fit_factors_at(P, kept, chunks(P)).uz, s.uz, (size_t)hr_bytes);
+    if (kept) memcpy(causal_fit_factors_at(P, kept, fit_chunks(P)).uz, s.uz, (size_t)hr_bytes);
     real *w = s.uz + padded(d);
     substitute_up(d, s.uz, stride, vectors(dv), w, stride);
     for (idx t = prefix; t < Tq; t += ROWS) {

@@ -65,9 +65,9 @@ static size_t causal_backward_workspace_bytes(const void *problem)
 }
 
 /* Rows of y and u from the lanes of yu, where u begins at lane padded(n). */
-INLINE void rows_from_lanes(const ridge_problem *P, idx n, const real *yu, real *y, real *u)
+INLINE void rows_from_lanes(const ridge_problem *P, idx n, const real *yu, idx stride, real *y, real *u)
 {
-    const idx d = P->d, dp = padded(d), stride = 3 * lanes(P);
+    const idx d = P->d, dp = padded(d);
     if (d % LANES) {
         memset(y, 0, (size_t)(n * dp) * sizeof(real));
         memset(u, 0, (size_t)(n * dp) * sizeof(real));
@@ -76,11 +76,11 @@ INLINE void rows_from_lanes(const ridge_problem *P, idx n, const real *yu, real 
     transpose(d, n, yu + padded(n), stride, u, dp, 1);
 }
 
-/* y, u and z of the first n tokens of a chunk. */
-static void by_chunk(const ridge_problem *P, idx n, const real *q, const real *k, real alpha,
-                            const real *uz, const causal_fit_factors *f, real *u, causal_backward_scratch *s)
+/* y, u and z of the first n tokens of a chunk with w lanes. */
+static void by_chunk(const ridge_problem *P, idx w, idx n, const real *q, const real *k, real alpha,
+                     const real *uz, const causal_fit_factors *f, real *u, causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, w = lanes(P), stride = 3 * w;
+    const idx d = P->d, dv = P->dv, stride = 3 * w;
     const real *pt = s->pyu;
     real *yt = s->pyu + padded(n), *ut = yt + padded(n);
     halve(P, n, k, q, alpha, uz, s->pyu, stride);
@@ -97,20 +97,20 @@ static void by_chunk(const ridge_problem *P, idx n, const real *q, const real *k
     }
     if (uz) substitute_up(d, uz, fit_stride(P), 2 * vectors(n), yt, stride);
     else scale_rows(d, 2 * padded(n), stride, 1 / root(alpha), yt);
-    rows_from_lanes(P, n, yt, s->y, u);
+    rows_from_lanes(P, n, yt, stride, s->y, u);
 }
 
 /* y and u of n queries that share [U | Z]. */
 static void by_regression(const ridge_problem *P, idx n, const real *q, const real *uz, real *y, real *u,
                           causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, stride = 3 * lanes(P);
-    real *yt = s->pyu, *ut = yt + padded(n);
+    const idx d = P->d, dv = P->dv, w = padded(n), stride = 2 * w;
+    real *yt = s->pyu, *ut = yt + w;
     transpose_padded(n, d, q, d, yt, stride, 1);
     substitute_down(d, uz, fit_stride(P), vectors(n), yt, stride);
-    product_along_rows(d, vectors(n), dv, uz + padded(d), fit_stride(P), s->gt, lanes(P), ut, stride, OVERWRITE);
+    product_along_rows(d, vectors(n), dv, uz + padded(d), fit_stride(P), s->gt, w, ut, stride, OVERWRITE);
     substitute_up(d, uz, fit_stride(P), 2 * vectors(n), yt, stride);
-    rows_from_lanes(P, n, yt, y, u);
+    rows_from_lanes(P, n, yt, stride, y, u);
 }
 
 /* Tokens from..n-1 of a chunk, each with its own elimination; then x and z of all, by their definition.
@@ -120,14 +120,14 @@ static const real *one_by_one(const ridge_problem *P, idx from, idx n, const rea
                               causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, dp = padded(d), bytes = d * fit_stride(P) * (idx)sizeof(real);
-    const idx w = lanes(P);
+    const idx w = padded(n);
     if (hr) memcpy(s->hr, hr, (size_t)bytes);
     else memset(s->hr, 0, (size_t)bytes);
     add_rows(P, from, k, v, s->k, s->v, s->hr);
     for (idx t = from; t < n; t++) {
         add_rows(P, 1, k + t * d, v + t * dv, s->k, s->v, s->hr);
         eliminate_past(P, alpha, s->hr, s->uz, s->diagonal);
-        transpose_padded(1, dv, dout + t * dv, dv, s->gt, w, 1);
+        transpose_padded(1, dv, dout + t * dv, dv, s->gt, LANES, 1);
         by_regression(P, 1, q + t * d, s->uz, s->y + t * dp, u + t * dp, s);
     }
     real *rows_t = s->pyu; /* (d, w) */
@@ -159,7 +159,7 @@ INLINE void gradients_from_later(const ridge_problem *P, idx n, const real *k, c
 INLINE void gradients_from_chunk(const ridge_problem *P, idx n, const real *x, const real *u, const real *rows_g,
                                  join how, real *dk, real *dv_out, const causal_backward_scratch *s)
 {
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = lanes(P);
+    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = padded(n);
     for (idx r = 0; r < n; r += LANES) { /* tokens before r do not see these keys */
         const idx keys = min_idx(LANES, n - r), at = r * w + r;
         product_along_rows(keys, vectors(d), n - r, s->z + at, w, s->y + r * dp, dp, dk + r * dp, dp, how);
@@ -179,20 +179,20 @@ static void add_tokens(const ridge_problem *P, idx n, const real *u, const real 
     transpose_padded(d, dv, s->a, dvp, s->at, dp, 1);
 }
 
-/* What the chunk before the one that begins at token t will read and write. */
-INLINE void fetch_chunk_before(const ridge_problem *P, idx t, const real *q, const real *k, const real *v,
-                               const real *dout, const real *factors, const real *dq, const real *dk,
+/* What the chunk before this one will read and write. */
+INLINE void fetch_chunk_before(const ridge_problem *P, idx chunk, const real *q, const real *k, const real *v,
+                               const real *dout, real *factors, const real *dq, const real *dk,
                                const real *dv_out)
 {
-    const idx n = chunk_size(P), d = n * P->d, dv = n * P->dv, at = (t - n) * P->d, at_v = (t - n) * P->dv;
-    fetch_ahead(dout + at_v, dv, 0);
-    fetch_ahead(q + at, d, 0);
-    fetch_ahead(k + at, d, 0);
-    fetch_ahead(v + at_v, dv, 0);
-    fetch_ahead(factors - causal_fit_numbers(P), causal_fit_numbers(P), 0);
-    fetch_ahead(dq + at, d, 1);
-    fetch_ahead(dk + at, d, 1);
-    fetch_ahead(dv_out + at_v, dv, 1);
+    const idx t = chunk_start(P, chunk - 1), n = chunk_tokens(P, chunk - 1), d = P->d, dv = P->dv;
+    fetch_ahead(dout + t * dv, n * dv, 0);
+    fetch_ahead(q + t * d, n * d, 0);
+    fetch_ahead(k + t * d, n * d, 0);
+    fetch_ahead(v + t * dv, n * dv, 0);
+    fetch_ahead(causal_fit_factors_at(P, factors, chunk - 1).uz, causal_fit_numbers(P, n), 0);
+    fetch_ahead(dq + t * d, n * d, 1);
+    fetch_ahead(dk + t * d, n * d, 1);
+    fetch_ahead(dv_out + t * dv, n * dv, 1);
 }
 
 /* a . b, of whole vectors. */
@@ -207,7 +207,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
     const idx d = P->d, dv = P->dv, Tq = P->Tq, Tk = P->Tk, prefix = prefix_tokens(P);
-    const idx dp = padded(d), dvp = padded(dv), w = lanes(P);
+    const idx dp = padded(d), dvp = padded(dv);
     const real *q = (const real *)P->q + entry * Tq * d;
     const real *k = (const real *)P->k + entry * Tk * d;
     const real *v = (const real *)P->v + entry * Tk * dv;
@@ -227,11 +227,11 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
     memset(s.at, 0, (size_t)(dv * dp) * sizeof(real));
     double trace = 0; /* sum of u.y */
     int has_later = prefix < Tq;
-    const real *last = causal_fit_factors_at(P, factors, chunks(P)).uz;
-    for (idx t = prefix; t < Tq; t += w) {
-        const idx n = min_idx(w, Tq - t);
+    const real *last = causal_fit_factors_at(P, factors, fit_chunks(P)).uz;
+    for (idx t = prefix; t < Tq; t += chunk_size(P)) {
+        const idx n = min_idx(chunk_size(P), Tq - t);
         real *u = room_for_rows(d, dq + t * d, s.u);
-        transpose_padded(n, dv, dout + t * dv, dv, s.gt, w, 1);
+        transpose_padded(n, dv, dout + t * dv, dv, s.gt, padded(n), 1);
         by_regression(P, n, q + t * d, last, s.y, u, &s);
         put_rows(n, d, u, dq + t * d, 1);
         tell_of(P->not_finite, dq + t * d, n * d);
@@ -248,8 +248,8 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         tell_of(P->not_finite, dv_out + j * dv, n * dv);
     }
 
-    for (idx chunk = chunks(P) - 1; chunk >= 0; chunk--) {
-        const idx t = chunk * chunk_size(P), n = min_idx(chunk_size(P), prefix - t);
+    for (idx chunk = fit_chunks(P) - 1; chunk >= 0; chunk--) {
+        const idx t = chunk_start(P, chunk), n = chunk_tokens(P, chunk), w = padded(n);
         const causal_fit_factors f = causal_fit_factors_at(P, factors, chunk);
         const idx together = (idx)*f.count;
         const real *uz = is_scaled_identity(P, chunk) ? NULL : f.uz;
@@ -260,9 +260,9 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
             eliminate_past(P, alpha, f.uz, s.uz, s.diagonal);
             uz = s.uz;
         }
-        if (chunk > 0) fetch_chunk_before(P, t, q, k, v, dout, f.uz, dq, dk, dv_out);
+        if (chunk > 0) fetch_chunk_before(P, chunk, q, k, v, dout, factors, dq, dk, dv_out);
         transpose_padded(together, dv, gt, dv, s.gt, w, 1);
-        if (together > 0) by_chunk(P, together, qt, kt, alpha, uz, &f, u, &s);
+        if (together > 0) by_chunk(P, w, together, qt, kt, alpha, uz, &f, u, &s);
         if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, u, &s);
 
         if (has_later) gradients_from_later(P, n, kt, vt, dk_rows, dv_rows, &s);

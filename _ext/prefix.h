@@ -36,10 +36,11 @@ INLINE idx prefix_tokens(const ridge_problem *P)
     return P->is_causal ? min_idx(P->Tq, P->Tk) : 0;
 }
 
-/* Each chunk costs an elimination of d^3 / 6, and each token d chunk products within its chunk. */
+/* An elimination of d^3 / 6 for a chunk, and of chunk^3 / 6: equal sizes cost least. And no chunk begins with fewer
+ * than d keys in H, but the first: directions that H has not seen have the largest leverages. */
 INLINE idx chunk_size(const ridge_problem *P)
 {
-    return P->d <= 16 ? 16 : P->d <= ROWS ? 32 : ROWS;
+    return P->d >= ROWS ? ROWS : P->d <= 16 ? 16 : (P->d + 15) / 16 * 16;
 }
 
 /* The row stride of arrays with tokens in the lanes: as many as are looked at at a time. */
