@@ -8,7 +8,7 @@
  * where ( )_t keeps the first t + 1 rows and columns. All these small systems are served by one
  * elimination I + A = U^T U, for the leading part of a Cholesky factor is the factor of the leading
  * part: forward substitution for all t at once, then zeros below row t, then back substitution.
- * That is recursive least squares, d tokens at a time. As H is a fresh sum and a fresh elimination
+ * That is recursive least squares, a chunk at a time. As H is a fresh sum and a fresh elimination
  * in every chunk, nothing drifts.
  *
  * x is also K_t H_t^-1 q: the weights that token t gives to the keys of its chunk.
