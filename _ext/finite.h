@@ -16,7 +16,7 @@ INLINE vec doubt_about(const real *x, idx n)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-INLINE int is_doubt(vec sum) { return sum_of_lanes(sum) != 0; } /* NaN != 0 */
+INLINE int is_doubt(vec sum) { return has_nan(sum); }
 
 /* From inside a task, of which there may be several at a time. */
 INLINE void tell_if_doubtful(int *not_finite, vec sum)

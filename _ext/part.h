@@ -108,4 +108,12 @@ INLINE real largest_of_lanes(vec x)
     return x[0];
 }
 
+#if defined(KVQ_LEVEL_AVX512) && defined(KVQ_F32)
+INLINE int has_nan(vec x) { return _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q) != 0; }
+#elif defined(KVQ_LEVEL_AVX512)
+INLINE int has_nan(vec x) { return _mm512_cmp_pd_mask((__m512d)x, (__m512d)x, _CMP_UNORD_Q) != 0; }
+#else
+INLINE int has_nan(vec x) { return sum_of_lanes(keep((ivec)(x != x), x)) != 0; } /* NaN != 0 */
+#endif
+
 #endif

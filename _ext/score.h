@@ -57,6 +57,18 @@ INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, c
     *peak = top;
 }
 
+/* f(z) and f'(z). The bound also serves z^2: 1 + z^2 is finite, and f of an infinite z is 1. */
+typedef struct {
+    vec w, dw;
+} weight_and_slope;
+
+INLINE weight_and_slope expressive_weight(vec z)
+{
+    const vec square = smallest(z * z, splat(REAL_HUGE_SCORE * REAL_HUGE_SCORE)), r = inverse_of(square + 1);
+    const weight_and_slope f = {square * r, 2 * (bounded(z) * r) * r};
+    return f;
+}
+
 /* slope, where asked for, receives dw/dz. (Softmax is its own.) */
 INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
                                vec *peak, vec *sum, vec *rescale, real *slope)
@@ -66,8 +78,8 @@ INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride
         for (idx j = 0; j < keys; j++) top = largest(load(e + j * TILE), top);
     vec total = {0};
     for (idx j = 0; j < keys; j++) {
-        const vec zj = bounded(load(z + j * stride)), r = inverse_of(zj * zj + 1), zr = zj * r;
-        vec w = zj * zr, dw = 2 * zr * r;
+        const weight_and_slope f = expressive_weight(load(z + j * stride));
+        vec w = f.w, dw = f.dw;
         if (kind == BIASED) {
             const vec factor = exp2_of_nonpositive(load(e + j * TILE) - top);
             w *= factor, dw *= factor;

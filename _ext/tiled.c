@@ -2,13 +2,13 @@
  *
  * Compiled once per pair; what it exports is one table. Read the parts in this order: simd.h
  * (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h (softmax,
- * expressive), forward.h, backward.h, small.h. levels.c chooses a table, threads.c spreads the tasks.
+ * expressive), forward.h, backward.h, small.h, tiny.h. levels.c chooses a table, threads.c spreads the tasks.
  */
 #include <stdlib.h>
 
 #include "backward.h"
-#include "small.h"
 #include "threads.h"
+#include "tiny.h"
 
 /* ---- the two passes -------------------------------------------------------------------------- */
 static double pairs(const tiled_problem *P)
@@ -20,9 +20,10 @@ static int forward(const tiled_problem *P, int num_threads)
 {
     static const kvq_pass tiled = {forward_tasks, forward_workspace_bytes, forward_run};
     static const kvq_pass small = {forward_tasks, small_forward_workspace_bytes, small_forward_run};
+    static const kvq_pass tiny = {tiny_tasks, tiny_workspace_bytes, tiny_forward_run};
     /* an exponential costs about as much as 16 multiply-adds */
     const double work = pairs(P) * (double)(P->d + P->dv + 16);
-    return kvq_run(is_small(P) ? &small : &tiled, P, work, num_threads);
+    return kvq_run(is_tiny(P) ? &tiny : is_small(P) ? &small : &tiled, P, work, num_threads);
 }
 
 static int backward(tiled_problem *P, int num_threads)
