@@ -21,7 +21,7 @@
 
 #include "small.h"
 
-enum { HEADS = 16 }; /* in a task */
+enum { HEADS = 32 }; /* in a task */
 
 /* Keys may be as many as small.h takes: more than LANES of them change nothing here. */
 static int is_tiny(const tiled_problem *P)
@@ -37,33 +37,32 @@ typedef struct {
     real *p, *slope; /* rows LANES apart; slope is NULL where nobody wants it */
 } tiny_head;
 
-/* p of a head is `unkept` where nobody wants it kept. */
-INLINE tiny_head tiny_head_at(const tiled_problem *P, idx batch, real *unkept)
+/* p of a head is `unkept` where nobody wants it kept. (GCC takes a minimum in a vector register, where it waits
+ * behind products; so addresses must not depend on one, and `keys` comes from outside.) */
+INLINE tiny_head tiny_head_at(const tiled_problem *P, idx keys, idx batch, real *unkept)
 {
-    const query_tile tile = {0, P->Tq, 1};
-    tiny_head h = {P->Tq, seen_keys(P), P->q, P->k, P->v, P->out, unkept, NULL};
+    tiny_head h = {P->Tq, keys, P->q, P->k, P->v, P->out, unkept, NULL};
     h.q += batch * P->Tq * LANES;
     h.k += batch * P->Tk * LANES;
     h.v += batch * P->Tk * LANES;
     h.out += batch * P->Tq * LANES;
-    if (P->kept) {
-        const small_weights w = weights_at(P, batch, &tile);
-        h.p = w.p;
-        if (has_slope(P)) h.slope = w.slope;
-        KVQ_ASSERT(w.stride == LANES);
+    if (P->kept) { /* as weights_at */
+        h.p = (real *)P->kept + batch * (has_slope(P) ? 2 : 1) * keys * LANES;
+        h.slope = has_slope(P) ? h.p + keys * LANES : NULL;
     }
-    KVQ_ASSERT(0 < h.keys && h.keys <= P->Tk && (!P->is_causal || h.keys <= h.queries));
+    KVQ_ASSERT(0 < keys && keys == seen_keys(P) && (!P->is_causal || keys <= P->Tq));
     return h;
 }
 
 /* ---- weights --------------------------------------------------------------------------------- */
-/* Lanes beyond the last query repeat it: they raise no doubts of their own. */
+/* Lanes beyond the last query hold a query of zeros. */
 INLINE void transposed_queries(const tiny_head *h, real factor, vec qt[LANES])
 {
-    if (h->queries == LANES)
-        UNROLL for (int i = 0; i < LANES; i++) qt[i] = load(h->q + i * LANES) * factor;
-    else
-        UNROLL for (int i = 0; i < LANES; i++) qt[i] = load(h->q + min_idx(i, h->queries - 1) * LANES) * factor;
+    UNROLL for (int i = 0; i < LANES; i++)
+    {
+        if (i < h->queries) qt[i] = load(h->q + i * LANES) * factor;
+        else qt[i] = (vec){0};
+    }
     transpose_registers(qt);
 }
 
@@ -129,9 +128,9 @@ INLINE vec tiny_weights(const int SCORE, const int IS_CAUSAL, const int SAVES, r
     return doubt + keep(has_weight & (ivec)(sum < splat(REAL_TINY)), splat(REAL_INFINITY));
 }
 
-NOINLINE vec weigh_tiny(const tiled_problem *P, idx batch, real *unkept)
+NOINLINE vec weigh_tiny(const tiled_problem *P, idx keys, idx batch, real *unkept)
 {
-    const tiny_head h = tiny_head_at(P, batch, unkept);
+    const tiny_head h = tiny_head_at(P, keys, batch, unkept);
     const real factor = (real)P->scale * z_units(P->score);
 #define WEIGHTS(SCORE, SAVES) \
     return P->is_causal ? tiny_weights(SCORE, 1, SAVES, factor, &h) : tiny_weights(SCORE, 0, SAVES, factor, &h)
@@ -165,9 +164,9 @@ INLINE void tiny_result(const int N, const int IS_CAUSAL, const tiny_head *h)
 }
 
 /* Tells whether the numbers of the head leave doubts about it. */
-NOINLINE int finish_tiny(const tiled_problem *P, idx batch, real *unkept, vec doubt)
+NOINLINE int finish_tiny(const tiled_problem *P, idx keys, idx batch, real *unkept, vec doubt)
 {
-    const tiny_head h = tiny_head_at(P, batch, unkept);
+    const tiny_head h = tiny_head_at(P, keys, batch, unkept);
     const int is_half = h.queries <= LANES / 2;
     if (P->is_causal && is_half) tiny_result(LANES / 2, 1, &h);
     else if (P->is_causal) tiny_result(LANES, 1, &h);
@@ -202,13 +201,13 @@ static size_t tiny_workspace_bytes(const void *problem)
 static void tiny_forward_run(const void *problem, void *workspace, idx task)
 {
     const tiled_problem *P = problem;
-    const idx first = task * HEADS, end = min_idx(first + HEADS, P->batch);
+    const idx keys = seen_keys(P), first = task * HEADS, end = min_idx(first + HEADS, P->batch);
     real *p[2];
     void *rest = (char *)workspace + tiny_layout(P, workspace, p);
-    vec doubt = weigh_tiny(P, first, p[first % 2]);
+    vec doubt = weigh_tiny(P, keys, first, p[first % 2]);
     for (idx b = first; b < end; b++) {
-        const vec next = b + 1 < end ? weigh_tiny(P, b + 1, p[(b + 1) % 2]) : doubt;
-        if (finish_tiny(P, b, p[b % 2], doubt)) small_forward_run(P, rest, b);
+        const vec next = b + 1 < end ? weigh_tiny(P, keys, b + 1, p[(b + 1) % 2]) : doubt;
+        if (finish_tiny(P, keys, b, p[b % 2], doubt)) small_forward_run(P, rest, b);
         doubt = next;
     }
 }
