@@ -7,14 +7,14 @@
  *     result    a register for each row of P V; under a causal mask row i meets keys 0 .. i only
  *
  * Each step waits for the one before: transposition, products, weights, their sum, a division, products. In a
- * head so small the waits are as long as the work. So a task is several heads, and between the weights of one
- * stands the P V of the one before it: a processor that looks some hundred instructions ahead fills the waits
- * of the one with the work of the other.
+ * head so small the waits are as long as the work. So a task is several heads, and the P V of one comes after
+ * the weights of the next: a processor that looks some hundred instructions ahead fills the waits of the one
+ * with the work of the other.
  *
  * Nor does a head look whether q, k, v are finite: its numbers tell. A q or k that is not makes z so (even 0
- * times it is NaN), and a v makes the last row of out so, which meets every key. A head in doubt is done once
- * more by small.h, which looks, tells, and lifts sums that are too small to be divided by. Its rows that were
- * right stay what they were, to the bit, so that a row does not depend on keys that it does not see.
+ * times it is NaN), and a v makes the last row of out so, which meets every key that is seen. A head in doubt
+ * is done once more by small.h, which looks, tells, and lifts sums that are too small to be divided by. Its rows
+ * that were right stay what they were, to the bit, so that a row does not depend on keys that it does not see.
  */
 #ifndef KVQ_TINY_H
 #define KVQ_TINY_H
@@ -37,8 +37,8 @@ typedef struct {
     real *p, *slope; /* rows LANES apart; slope is NULL where nobody wants it */
 } tiny_head;
 
-/* p of a head is `unkept` where nobody wants it kept. (GCC takes a minimum in a vector register, where it waits
- * behind products; so addresses must not depend on one, and `keys` comes from outside.) */
+/* p of a head is `unkept` where nobody wants it kept. `keys` are seen_keys(P), found once a task: GCC takes a
+ * minimum in a vector register, where it would wait behind products, and addresses with it. */
 INLINE tiny_head tiny_head_at(const tiled_problem *P, idx keys, idx batch, real *unkept)
 {
     tiny_head h = {P->Tq, keys, P->q, P->k, P->v, P->out, unkept, NULL};
