@@ -164,3 +164,17 @@ def test_what_is_not_finite_is_noticed(
                 assert fast.quick(*call) is not None
                 arrays[which][20, row, column] = value
                 assert fast.quick(*call) is None, (d, Tq, Tk, "qkv"[which], row, column)
+
+
+@each_order
+@each_dtype
+@each_score
+def test_many_heads_on_many_threads(score: str, dtype: str, is_causal: bool, rng: np.random.Generator) -> None:
+    """As many as are worth several threads, some of them in doubt."""
+    for d in (8, 16):
+        q, k, v = (rng.standard_normal((6000, d, d)).astype(dtype) for _ in range(3))
+        q[::7, 2] *= 1e-20 if dtype == "float32" else 1e-160
+        alone, out = np.full_like(q, np.nan), np.full_like(q, np.nan)
+        for room, threads in ((alone, 1), (out, 3)):
+            fast.forward(number(score), q, k, v, None, None, is_causal, 1.0, room, threads)
+        np.testing.assert_array_equal(out, alone)
