@@ -36,9 +36,9 @@ timed here, a token costs, with d = dv and no mask,
 - softmax and expressive attention, and beside its least squares sigma-Intention, O(T d): in proportion to T.
 
 Causal, the kernels of linear attention and of Intention (recursive least squares, a chunk of tokens at a time) need \
-O(d^2) a token too. So the statement holds, in T and d, of linear attention; of softmax attention it holds as a bound, for T at \
-least d: the two cost the same order where T is about d, and beyond that Intention costs less and less of what softmax \
-attention does. "Exactly the same" is said of complexity: the same time it is not.
+O(d^2) a token too. So the statement holds, in T and d, of linear attention; of softmax attention it holds as a bound, \
+for T at least d: the two cost the same order where T is about d, and beyond that Intention costs less and less of \
+what softmax attention does. "Exactly the same" is said of complexity: the same time it is not.
 
 A slope is that of log time over log T, by least squares over the {fitted} largest T: 0 where a token costs the same \
 however long the sequence, 1 where it costs in proportion to T."""
