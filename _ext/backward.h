@@ -59,7 +59,7 @@ INLINE idx key_blocks(const tiled_problem *P) { return (P->Tk + KEYS - 1) / KEYS
 
 /* With few batch entries, split each so that there are about 8 tasks, as far as the scratch memory of
  * the parts of one entry stays below SCRATCH_BYTES. Shape decides, alone. */
-#define SCRATCH_BYTES (60 << 20)
+#define SCRATCH_BYTES (44 << 20)
 
 static idx key_splits(const tiled_problem *P)
 {

@@ -82,7 +82,7 @@ INLINE void tell_whether_finite(const tiled_problem *P, int is_first_task, const
 NOINLINE void weigh_segment(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
                             real *peak, real *sum, real *rescale)
 {
-    weigh(score, kind, keys, nv, z, TILE, e, peak, sum, rescale, NULL);
+    weigh(score, kind, keys, nv, z, TILE, e, peak, sum, rescale);
 }
 
 static void forward_run(const void *problem, void *workspace, idx task)

@@ -57,39 +57,25 @@ INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, c
     *peak = top;
 }
 
-/* f(z) and f'(z). The bound also serves z^2: 1 + z^2 is finite, and f of an infinite z is 1. */
-typedef struct {
-    vec w, dw;
-} weight_and_slope;
-
-INLINE weight_and_slope expressive_weight(vec z)
+/* f(z). The bound of z also serves z^2: 1 + z^2 is finite, and f of an infinite z is 1. */
+INLINE vec expressive_weight(vec z)
 {
-    const vec square = smallest(z * z, splat(REAL_HUGE_SCORE * REAL_HUGE_SCORE)), r = inverse_of(square + 1);
-    const weight_and_slope f = {square * r, 2 * (bounded(z) * r) * r};
-    return f;
+    const vec square = smallest(z * z, splat(REAL_HUGE_SCORE * REAL_HUGE_SCORE));
+    return square * inverse_of(square + 1);
 }
 
-/* slope, where asked for, receives dw/dz. (Softmax is its own.) */
 INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
-                               vec *peak, vec *sum, vec *rescale, real *slope)
+                               vec *peak, vec *sum, vec *rescale)
 {
     vec top = *peak;
     if (kind == BIASED)
         for (idx j = 0; j < keys; j++) top = largest(load(e + j * TILE), top);
     vec total = {0};
     for (idx j = 0; j < keys; j++) {
-        const weight_and_slope f = expressive_weight(load(z + j * stride));
-        vec w = f.w, dw = f.dw;
-        if (kind == BIASED) {
-            const vec factor = exp2_of_nonpositive(load(e + j * TILE) - top);
-            w *= factor, dw *= factor;
-        }
-        if (kind != PLAIN) {
-            const ivec seen = visible(kind, j, e);
-            w = keep(seen, w), dw = keep(seen, dw);
-        }
+        vec w = expressive_weight(load(z + j * stride));
+        if (kind == BIASED) w *= exp2_of_nonpositive(load(e + j * TILE) - top);
+        if (kind != PLAIN) w = keep(visible(kind, j, e), w);
         store(z + j * stride, w);
-        if (slope) store(slope + j * stride, dw);
         total += w;
     }
     *rescale = kind == BIASED ? exp2_of_nonpositive(*peak - top) : splat(1);
@@ -169,14 +155,13 @@ INLINE exponent_kind after_the_first(exponent_kind kind) { return kind == DIAGON
 
 /* Pointers are to vector v0 of their rows; nv vectors are processed. */
 INLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, idx stride,
-                  const real *e, real *peak, real *sum, real *rescale, real *slope)
+                  const real *e, real *peak, real *sum, real *rescale)
 {
     for (idx at = 0; at < nv * LANES; at += LANES) {
         vec top = load(peak + at), total = load(sum + at), factor = {0};
-        real *dw = slope ? slope + at : NULL;
 #define SOFTMAX(KIND) softmax_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor)
 #define EXPRESSIVE(KIND) \
-    expressive_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor, dw)
+    expressive_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor)
         if (score == KVQ_SOFTMAX) FOR_EACH_KIND(SOFTMAX)
         else FOR_EACH_KIND(EXPRESSIVE)
 #undef SOFTMAX

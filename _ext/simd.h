@@ -92,6 +92,23 @@ INLINE vec splat(real x) { return x - (vec){0}; } /* x - 0, not x + 0: keeps the
 INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE vec keep(ivec mask, vec a) { return (vec)(mask & (ivec)a); }
 
+/* sum + p x and p x, where nothing comes of an x that p = 0 makes invisible, be it infinite. */
+#if defined(KVQ_LEVEL_AVX512) && defined(KVQ_F32)
+INLINE vec add_seen(vec sum, vec p, vec x)
+{
+    const __mmask16 seen = _mm512_cmp_ps_mask((__m512)p, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    return (vec)_mm512_mask3_fmadd_ps((__m512)p, (__m512)x, (__m512)sum, seen);
+}
+INLINE vec times_seen(vec p, vec x)
+{
+    const __mmask16 seen = _mm512_cmp_ps_mask((__m512)p, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    return (vec)_mm512_maskz_mul_ps(seen, (__m512)p, (__m512)x);
+}
+#else
+INLINE vec add_seen(vec sum, vec p, vec x) { return sum + keep((ivec)(p != 0), p * x); }
+INLINE vec times_seen(vec p, vec x) { return keep((ivec)(p != 0), p * x); }
+#endif
+
 /* largest(a, b) and smallest(a, b) return b where a is NaN: put the bound second, and the bound
  * wins over NaN. */
 #if defined(KVQ_LEVEL_AVX512) && defined(KVQ_F32)

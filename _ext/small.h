@@ -1,15 +1,15 @@
-/* small.h - queries that meet all their keys in one segment: the weights are kept for backward.
+/* small.h - queries that meet all their keys in one segment: what makes the weights is kept for backward.
  *
  * With so few keys there is nothing to fold, and a row of weights is no longer than the rows of q and v. So
  * this is the plain algorithm, one query tile at a time:
  *
- *     forward    z = scale K Q^T,  p = w / N,  slope = (dw/dz) / N      kept: keys x queries
- *                out = P V
+ *     forward    z = scale K Q^T,  p = w / N,  out = P V                kept: keys x queries
  *     backward   dP = V dout^T,  excess = dP - sum_j p_j dP_j,  dz = slope excess,  dbias = p excess
  *                dq = scale dz K,  dk = scale dz^T Q,  dv = P^T dout
  *
- * Softmax is its own slope. A pair without weight has p = slope = 0, so backward knows neither masks nor
- * forms; and it does not read out.
+ * with slope = (dw/dz) / N. Softmax keeps p, which is its own slope. Expressive attention keeps z, with 0 for a
+ * pair that is not seen, and N: w and dw/dz of 0 are 0, and to make the two again is less than to fetch a second
+ * array from beyond the caches. So backward knows no masks, and it does not read out.
  */
 #ifndef KVQ_SMALL_H
 #define KVQ_SMALL_H
@@ -17,35 +17,38 @@
 #include "forward.h"
 #include "rows.h"
 
-/* One segment: all keys, or what one vector of queries sees of them under a causal mask. */
+INLINE int keeps_scores(const tiled_problem *P) { return P->score == KVQ_EXPRESSIVE; }
+
+/* One segment: all keys, or what one vector of queries sees of them under a causal mask. (With a bias, z alone does
+ * not make w.) */
 static int is_small(const tiled_problem *P)
 {
-    return P->Tk <= KEYS && (!P->is_causal || P->Tq <= LANES);
+    return P->Tk <= KEYS && (!P->is_causal || P->Tq <= LANES) && !(keeps_scores(P) && P->bias);
 }
 
 INLINE idx seen_keys(const tiled_problem *P) { return P->is_causal ? min_idx(P->Tk, P->Tq) : P->Tk; }
 
-INLINE int has_slope(const tiled_problem *P) { return P->score != KVQ_SOFTMAX; }
-
-/* Numbers kept for a batch entry: p, then slope. */
+/* Numbers kept for a batch entry: p, or z and N. */
 INLINE idx small_numbers(const tiled_problem *P)
 {
-    return (has_slope(P) ? 2 : 1) * seen_keys(P) * padded(P->Tq);
+    return (seen_keys(P) + keeps_scores(P)) * padded(P->Tq);
 }
 
-/* The (keys, queries) arrays of one tile; rows are `stride` apart. */
+/* A (keys, queries) array of one tile; rows are `stride` apart. */
 typedef struct {
-    real *p, *slope;
+    real *at;
     idx stride;
-} small_weights;
+} plane;
 
-INLINE small_weights weights_at(const tiled_problem *P, idx batch, const query_tile *tile)
+INLINE plane kept_plane(const tiled_problem *P, idx batch, const query_tile *tile)
 {
-    small_weights w;
-    w.p = (real *)P->kept + batch * small_numbers(P) + seen_keys(P) * tile->start;
-    w.slope = has_slope(P) ? w.p + seen_keys(P) * padded(P->Tq) : w.p;
-    w.stride = tile->nv * LANES;
-    return w;
+    const plane kept = {(real *)P->kept + batch * small_numbers(P) + seen_keys(P) * tile->start, tile->nv * LANES};
+    return kept;
+}
+
+INLINE real *kept_sums(const tiled_problem *P, idx batch, const query_tile *tile)
+{
+    return (real *)P->kept + batch * small_numbers(P) + seen_keys(P) * padded(P->Tq) + tile->start;
 }
 
 INLINE segment whole_segment(const tiled_problem *P)
@@ -58,7 +61,7 @@ INLINE segment whole_segment(const tiled_problem *P)
 typedef struct {
     real *qt;    /* (d, TILE)     the query tile, transposed, times scale */
     real *e;     /* (KEYS, TILE)  exponents from mask and bias */
-    real *p;     /* (KEYS, TILE)  weights that nobody wants kept */
+    real *p;     /* (KEYS, TILE)  weights that are not kept */
     real *ot;    /* (dv, TILE)    the result transposed, where its rows are no whole vectors */
 } small_forward_scratch;
 
@@ -78,28 +81,50 @@ static size_t small_forward_workspace_bytes(const void *problem)
     return small_forward_layout(problem, NULL, &unused);
 }
 
-/* w becomes p, dw/dz becomes slope. A row without weight gets zeros. */
-INLINE void divide_by_sum(idx keys, const small_weights *w, idx at, vec sum, int is_own_slope)
+/* w becomes p. A row without weight gets zeros. */
+INLINE void divide_by_sum(idx keys, real *w, idx stride, vec sum)
 {
     const reciprocal n = reciprocal_of(sum);
-    for (idx j = 0; j < keys; j++) {
-        real *p = w->p + j * w->stride + at, *slope = w->slope + j * w->stride + at;
-        store(p, load(p) * n.rescue * n.inverse);
-        if (!is_own_slope) store(slope, load(slope) * n.rescue * n.inverse);
-    }
+    for (idx j = 0; j < keys; j++) store(w + j * stride, load(w + j * stride) * n.rescue * n.inverse);
 }
 
-NOINLINE void weigh_all(const tiled_problem *P, exponent_kind kind, idx keys, idx nv,
-                        const small_weights *w, const real *e)
+/* z becomes p. */
+NOINLINE void weigh_all(const tiled_problem *P, exponent_kind kind, idx keys, idx nv, plane z, const real *e)
 {
-    for (idx at = 0; at < nv * LANES; at += LANES) {
+    for (idx v = 0; v < nv; v++) {
         real peak[LANES], sum[LANES], unused[LANES];
         store(peak, splat(REAL_LOWEST));
         store(sum, (vec){0});
-        real *slope = w->slope == w->p ? NULL : w->slope + at;
-        weigh(P->score, kind, keys, 1, w->p + at, w->stride, e + at, peak, sum, unused, slope);
-        divide_by_sum(keys, w, at, load(sum), slope == NULL);
+        weigh(P->score, kind, keys, 1, z.at + v * LANES, z.stride, e + v * LANES, peak, sum, unused);
+        divide_by_sum(keys, z.at + v * LANES, z.stride, load(sum));
     }
+}
+
+/* z stays, but for 0 where it is not seen. */
+INLINE void weigh_beside(exponent_kind kind, idx keys, idx nv, plane z, const real *e, plane p, real *sums)
+{
+    for (idx at = 0; at < nv * LANES; at += LANES) {
+        vec sum = {0};
+        for (idx j = 0; j < keys; j++) {
+            vec zj = load(z.at + j * z.stride + at);
+            if (kind != PLAIN) {
+                zj = keep(visible(kind, j, e + at), zj);
+                store(z.at + j * z.stride + at, zj);
+            }
+            const vec w = expressive_weight(zj);
+            store(p.at + j * p.stride + at, w);
+            sum += w;
+        }
+        store(sums + at, sum);
+        divide_by_sum(keys, p.at + at, p.stride, sum);
+    }
+}
+
+NOINLINE void weigh_and_keep(exponent_kind kind, idx keys, idx nv, plane z, const real *e, plane p, real *sums)
+{
+#define BESIDE(KIND) weigh_beside(KIND, keys, nv, z, e, p, sums)
+    FOR_EACH_KIND(BESIDE)
+#undef BESIDE
 }
 
 static void small_forward_run(const void *problem, void *workspace, idx task)
@@ -116,18 +141,23 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
     small_forward_layout(P, workspace, &s);
     const segment seg = whole_segment(P);
     const exponent_kind kind = kind_of(P, &seg);
-    const small_weights unkept = {s.p, s.p, TILE};
-    const small_weights w = P->kept ? weights_at(P, batch, &tile) : unkept;
+    const plane unkept = {s.p, TILE}, z = P->kept ? kept_plane(P, batch, &tile) : unkept;
+    plane p = z;
 
     tell_whether_finite(P, tile.start == 0, &tile, q, k, v);
     pack_queries(&tile, q, d, s.qt, (real)P->scale * z_units(P->score));
-    product_along_rows(seg.n, tile.nv, d, k, d, s.qt, TILE, w.p, w.stride, OVERWRITE);
+    product_along_rows(seg.n, tile.nv, d, k, d, s.qt, TILE, z.at, z.stride, OVERWRITE);
     if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e);
-    weigh_all(P, kind, seg.n, tile.nv, &w, s.e);
-    if (dv % LANES == 0) { /* P V, or its transpose V^T P^T: whichever has whole vectors */
-        product_along_columns(tile.n, vectors(dv), seg.n, w.p, w.stride, v, dv, out, dv, OVERWRITE, NULL);
+    if (P->kept && keeps_scores(P)) {
+        p = unkept;
+        weigh_and_keep(kind, seg.n, tile.nv, z, s.e, p, kept_sums(P, batch, &tile));
     } else {
-        product_along_columns(dv, tile.nv, seg.n, v, dv, w.p, w.stride, s.ot, TILE, OVERWRITE, NULL);
+        weigh_all(P, kind, seg.n, tile.nv, z, s.e);
+    }
+    if (dv % LANES == 0) { /* P V, or its transpose V^T P^T: whichever has whole vectors */
+        product_along_columns(tile.n, vectors(dv), seg.n, p.at, p.stride, v, dv, out, dv, OVERWRITE, NULL);
+    } else {
+        product_along_columns(dv, tile.nv, seg.n, v, dv, p.at, p.stride, s.ot, TILE, OVERWRITE, NULL);
         transpose(dv, tile.n, s.ot, TILE, out, dv, 1);
     }
 }
@@ -135,6 +165,7 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
 /* ---- backward -------------------------------------------------------------------------------- */
 typedef struct {
     real *dout_t;        /* (dv, TILE)    dout of the query tile, transposed */
+    real *p, *slope;     /* (KEYS, TILE), (KEYS, LANES)  p and slope / 2, made of z where that was kept */
     real *dp, *du;       /* (KEYS, TILE)  dP, then scale dz; the gradient of the bias */
     real *q, *k, *dout;  /* copies with padded rows, where the originals will not do */
     real *dq, *dk, *dv;
@@ -145,6 +176,8 @@ INLINE size_t small_backward_layout(const tiled_problem *P, void *base, small_ba
     const idx d = P->d, dv = P->dv;
     carver c = {(uintptr_t)base};
     s->dout_t = carve(&c, dv * TILE);
+    s->p = carve(&c, keeps_scores(P) ? KEYS * TILE : 0);
+    s->slope = carve(&c, keeps_scores(P) ? KEYS * LANES : 0);
     s->dp = carve(&c, KEYS * TILE);
     s->du = carve(&c, P->dbias ? KEYS * TILE : 0);
     s->q = carve(&c, copied_rows(P->Tq, d));
@@ -162,23 +195,58 @@ static size_t small_backward_workspace_bytes(const void *problem)
     return small_backward_layout(problem, NULL, &unused);
 }
 
-/* dP becomes scale dz, in place. What a pair without weight has in dP may be infinite: it is chosen away. */
-NOINLINE void small_gradients(idx keys, idx nv, const small_weights *w, real scale, real *dp, real *du)
+/* sum_j p_j dP_j. What a pair without weight has in dP may be infinite: it is chosen away. */
+INLINE vec mean_of(idx keys, const real *p, idx stride, const real *dp)
 {
+    vec mean = {0};
+    for (idx j = 0; j < keys; j++) {
+        const vec pj = load(p + j * stride);
+        mean = add_seen(mean, pj, load(dp + j * TILE));
+    }
+    return mean;
+}
+
+/* The same, with p and slope / 2 made again of z. */
+INLINE vec mean_again(idx keys, const real *z, idx stride, reciprocal n, const real *dp, real *p, real *slope)
+{
+    vec mean = {0};
+    for (idx j = 0; j < keys; j++) {
+        const vec zj = bounded(load(z + j * stride)), r = inverse_of(zj * zj + 1);
+        const vec share = zj * r * n.rescue * n.inverse, pj = zj * share;
+        mean = add_seen(mean, pj, load(dp + j * TILE));
+        store(p + j * TILE, pj);
+        store(slope + j * LANES, share * r);
+    }
+    return mean;
+}
+
+/* dP becomes scale dz, in place. */
+INLINE void score_gradients(idx keys, const real *slope, idx stride, vec mean, real scale, real *dp, real *du)
+{
+    for (idx j = 0; j < keys; j++) {
+        const vec sj = load(slope + j * stride), excess = load(dp + j * TILE) - mean;
+        store(dp + j * TILE, times_seen(sj * scale, excess));
+        if (du) store(du + j * TILE, times_seen(sj, excess)); /* only softmax comes with a bias */
+    }
+}
+
+/* From what was kept, dP becomes scale dz. Returns p: as it was kept, or `made`. */
+NOINLINE plane small_gradients(const tiled_problem *P, idx keys, idx nv, plane kept, const real *sums, real *dp,
+                               real *du, real *made, real *slope)
+{
+    const real scale = (real)P->scale;
     for (idx at = 0; at < nv * LANES; at += LANES) {
-        const real *p = w->p + at, *slope = w->slope + at;
-        vec mean = {0}; /* sum_j p_j dP_j */
-        for (idx j = 0; j < keys; j++) {
-            const vec pj = load(p + j * w->stride);
-            mean += keep((ivec)(pj != 0), pj * load(dp + j * TILE + at));
-        }
-        for (idx j = 0; j < keys; j++) {
-            const vec pj = load(p + j * w->stride), sj = load(slope + j * w->stride);
-            const vec excess = load(dp + j * TILE + at) - mean;
-            store(dp + j * TILE + at, keep((ivec)(sj != 0), sj * excess * scale));
-            if (du) store(du + j * TILE + at, keep((ivec)(pj != 0), pj * excess));
+        if (keeps_scores(P)) {
+            const reciprocal n = reciprocal_of(load(sums + at));
+            const vec mean = mean_again(keys, kept.at + at, kept.stride, n, dp + at, made + at, slope);
+            score_gradients(keys, slope, LANES, mean, 2 * scale, dp + at, NULL);
+        } else {
+            const vec mean = mean_of(keys, kept.at + at, kept.stride, dp + at);
+            score_gradients(keys, kept.at + at, kept.stride, mean, scale, dp + at, du ? du + at : NULL);
         }
     }
+    const plane p = {made, TILE};
+    return keeps_scores(P) ? p : kept;
 }
 
 static idx small_backward_tasks(const void *problem) { return ((const tiled_problem *)problem)->batch; }
@@ -194,6 +262,7 @@ static void small_backward_run(const void *problem, void *workspace, idx batch)
     real *dbias = P->dbias ? (real *)P->dbias + batch * Tq * Tk : NULL;
     small_backward_scratch s;
     small_backward_layout(P, workspace, &s);
+    fetch_ahead((const real *)P->kept + batch * small_numbers(P), small_numbers(P), 0);
     if (P->not_finite) tell_if_doubtful(P->not_finite, doubt_about(dout, Tq * dv));
 
     const real *q_rows = whole_vectors(Tq, d, (const real *)P->q + batch * Tq * d, s.q);
@@ -209,12 +278,13 @@ static void small_backward_run(const void *problem, void *workspace, idx batch)
 
     for (idx t = 0; t < tile_count(P); t++) {
         const query_tile tile = tile_at(P, t);
-        const small_weights w = weights_at(P, batch, &tile);
+        const plane kept = kept_plane(P, batch, &tile);
         const join how = t == 0 ? OVERWRITE : ADD;
         pack_queries(&tile, dout, dv, s.dout_t, 1);
         product_along_rows(keys, tile.nv, dv, v, dv, s.dout_t, TILE, s.dp, TILE, OVERWRITE);
-        small_gradients(keys, tile.nv, &w, (real)P->scale, s.dp, dbias ? s.du : NULL);
-        product_along_rows(keys, vectors(dv), tile.n, w.p, w.stride, dout_rows + tile.start * padded(dv),
+        const plane p = small_gradients(P, keys, tile.nv, kept, kept_sums(P, batch, &tile), s.dp,
+                                        dbias ? s.du : NULL, s.p, s.slope);
+        product_along_rows(keys, vectors(dv), tile.n, p.at, p.stride, dout_rows + tile.start * padded(dv),
                            padded(dv), dv_rows, padded(dv), how);
         product_along_rows(keys, vectors(d), tile.n, s.dp, TILE, q_rows + tile.start * padded(d),
                            padded(d), dk_rows, padded(d), how);

@@ -34,7 +34,7 @@ typedef struct {
     idx queries, keys;
     const real *q, *k, *v;
     real *out;
-    real *p, *slope; /* rows LANES apart; slope is NULL where nobody wants it */
+    real *p, *z; /* rows LANES apart; z (and behind it N) is NULL where nobody wants it */
 } tiny_head;
 
 /* p of a head is `unkept` where nobody wants it kept. `keys` are seen_keys(P), found once a task: GCC takes a
@@ -46,9 +46,10 @@ INLINE tiny_head tiny_head_at(const tiled_problem *P, idx keys, idx batch, real 
     h.k += batch * P->Tk * LANES;
     h.v += batch * P->Tk * LANES;
     h.out += batch * P->Tq * LANES;
-    if (P->kept) { /* as weights_at */
-        h.p = (real *)P->kept + batch * (has_slope(P) ? 2 : 1) * keys * LANES;
-        h.slope = has_slope(P) ? h.p + keys * LANES : NULL;
+    if (P->kept) { /* as kept_plane and kept_sums */
+        real *kept = (real *)P->kept + batch * (keys + keeps_scores(P)) * LANES;
+        if (keeps_scores(P)) h.z = kept;
+        else h.p = kept;
     }
     KVQ_ASSERT(0 < keys && keys == seen_keys(P) && (!P->is_causal || keys <= P->Tq));
     return h;
@@ -73,7 +74,7 @@ INLINE ivec seen_by(idx j)
     return (ivec)load((const real *)edge + LANES - j);
 }
 
-/* Keys j to j + N - 1: their scores (softmax), or their weights (expressive) and slopes. */
+/* Keys j to j + N - 1: their scores (softmax), or their weights (expressive). */
 INLINE void meet(const int N, const int SCORE, const int IS_CAUSAL, const int SAVES, const vec qt[LANES], idx j,
                  const tiny_head *h, vec *peak, vec *sum, vec *doubt)
 {
@@ -90,11 +91,11 @@ INLINE void meet(const int N, const int SCORE, const int IS_CAUSAL, const int SA
             *peak = largest(z[r], *peak);
             store(p, z[r]);
         } else {
-            weight_and_slope f = expressive_weight(z[r]);
-            if (IS_CAUSAL) f.w = keep(seen_by(j + r), f.w), f.dw = keep(seen_by(j + r), f.dw);
-            *sum += f.w;
-            store(p, f.w);
-            if (SAVES) store(h->slope + (j + r) * LANES, f.dw);
+            if (IS_CAUSAL) z[r] = keep(seen_by(j + r), z[r]);
+            if (SAVES) store(h->z + (j + r) * LANES, z[r]);
+            const vec w = expressive_weight(z[r]);
+            *sum += w;
+            store(p, w);
         }
     }
 }
@@ -121,10 +122,8 @@ INLINE vec tiny_weights(const int SCORE, const int IS_CAUSAL, const int SAVES, r
         }
     const ivec has_weight = (ivec)(sum > (vec){0});
     const vec inverse = keep(has_weight, 1 / sum);
-    for (j = 0; j < keys; j++) {
-        store(h->p + j * LANES, load(h->p + j * LANES) * inverse);
-        if (SAVES) store(h->slope + j * LANES, load(h->slope + j * LANES) * inverse);
-    }
+    for (j = 0; j < keys; j++) store(h->p + j * LANES, load(h->p + j * LANES) * inverse);
+    if (SAVES) store(h->z + keys * LANES, sum);
     return doubt + keep(has_weight & (ivec)(sum < splat(REAL_TINY)), splat(REAL_INFINITY));
 }
 
