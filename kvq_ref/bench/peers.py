@@ -75,7 +75,7 @@ def too_large(needed: float) -> str:
     return f"needs about {needed / 1e9:.0f} GB" if needed > MEMORY_LIMIT else ""
 
 
-def window(variant: Variant, seconds: float) -> tuple[float, int]:
+def window(variant: Variant, seconds: float, warm: float = 0.0) -> tuple[float, int]:
     """Call it for about so many seconds, at least once, after a call that is not timed.
 
     A call that is much longer than the window is its own warm-up.
@@ -84,6 +84,8 @@ def window(variant: Variant, seconds: float) -> tuple[float, int]:
     ----------
     variant : Variant
     seconds : float
+    warm : float
+        For so many seconds, too, calls are not timed: a processor that was idle may take a while to come back.
 
     Returns
     -------
@@ -101,6 +103,8 @@ def window(variant: Variant, seconds: float) -> tuple[float, int]:
         estimate = _total(variant.call, 1)
         if estimate > LONG * seconds:
             return estimate, 1
+        if warm > estimate:
+            estimate = _total(variant.call, round(warm / estimate)) / round(warm / estimate)
         while True:
             calls = max(1, round(seconds / estimate))
             total = _total(variant.call, calls)

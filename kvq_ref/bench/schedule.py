@@ -22,6 +22,7 @@ SLOW = 3.0  # times the fastest of the same peer
 MIN_ROUNDS = 3
 REFERENCE = "ours/reference"  # the first to be asked; what the others must equal
 REST = 0.03  # seconds in which threads of the one before go to sleep
+WARM = 0.2  # seconds of a turn that are not timed: so long an idle second processor may take to come back
 
 
 @dataclass
@@ -182,13 +183,16 @@ class Measurement:
         return Round(seconds, probes)
 
     def _probe(self) -> float:
-        rate: float = self.workers.probe.ask("rate", dtype=self.job.dtype)["rate"]
+        rate: float = self.workers.probe.ask("rate", dtype=self.job.dtype, warm=self._warm())["rate"]
         return rate
+
+    def _warm(self) -> float:
+        return WARM if self.workers.threads > 1 else 0.0
 
     def _window(self, case: Case, name: str) -> float | None:
         if self.workers.threads > 1:
             time.sleep(REST)
-        answer = self._ask(case, name, "window", seconds=self.effort.window)
+        answer = self._ask(case, name, "window", seconds=self.effort.window, warm=self._warm())
         return None if answer is None else answer["total"] / answer["calls"]
 
     # ---- Asking ----

@@ -67,12 +67,12 @@ class Worker:
         with chosen.around():
             return chosen.results(chosen.call())
 
-    def window(self, variant: str, seconds: float) -> dict[str, Any]:
+    def window(self, variant: str, seconds: float, warm: float = 0.0) -> dict[str, Any]:
         """Seconds of all calls together, and how many they were."""
         gc.collect()
         gc.disable()
         try:
-            total, calls = peers.window(self.variants[variant], seconds)
+            total, calls = peers.window(self.variants[variant], seconds, warm)
         finally:
             gc.enable()
         return {"total": total, "calls": calls}
@@ -106,10 +106,13 @@ class Probe:
             for dtype in ("float32", "float64")
         }
 
-    def rate(self, dtype: str, threads: int | None = None) -> dict[str, Any]:
-        """Operations a second, of so many threads together."""
+    def rate(self, dtype: str, threads: int | None = None, warm: float = 0.0) -> dict[str, Any]:
+        """Operations a second, of so many threads together, after so many seconds that are not timed."""
         chosen = self.operands[dtype][:threads]
+        begin = time.perf_counter()
         self._multiply(chosen, 1)  # wakes the threads and fills their caches
+        while time.perf_counter() - begin < warm:
+            self._multiply(chosen, PRODUCTS)
         begin = time.perf_counter()
         self._multiply(chosen, PRODUCTS)
         return {"rate": len(chosen) * PRODUCTS * 2 * SIDE**3 / (time.perf_counter() - begin)}
