@@ -35,7 +35,7 @@ typedef struct {
     int (*forward)(const tiled_problem *, int num_threads);
     int (*backward)(tiled_problem *, int num_threads);
     size_t (*kept_numbers)(const tiled_problem *);
-    int (*is_small)(const tiled_problem *); /* then the weights are kept, and backward does not read out */
+    int (*is_small)(const tiled_problem *); /* then what makes the weights is kept, and backward does not read out */
     int (*all_finite)(const void *, size_t count);
 } tiled_table;
 
