@@ -334,6 +334,7 @@ def test_gradient_of_a_state_that_queries_share(
         pytest.skip("has no state")
     skip_if_missing(form, implementation)
     q, k, v = (rng.standard_normal(shape) for shape in ((2, 3, 5, 4), (3, 5, 4), (5, 2)))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)  # along longer keys the delta rule grows beyond what differences see
     options = alpha_of(form) | {"implementation": implementation, "is_causal": is_causal, "output_final_state": True}
     if has_state:
         options["initial_state"] = public(form)(q[0], k, v, **options)[1]
