@@ -79,12 +79,6 @@ INLINE void tell_whether_finite(const tiled_problem *P, int is_first_task, const
     tell_if_doubtful(P->not_finite, doubt);
 }
 
-NOINLINE void weigh_segment(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
-                            real *peak, real *sum, real *rescale)
-{
-    weigh(score, kind, keys, nv, z, TILE, e, peak, sum, rescale);
-}
-
 static void forward_run(const void *problem, void *workspace, idx task)
 {
     const tiled_problem *P = problem;
@@ -113,8 +107,7 @@ static void forward_run(const void *problem, void *workspace, idx task)
         product_along_rows(seg.n, nv, P->d, k + seg.key * P->d, P->d, s.qt + from, TILE,
                            s.z + from, TILE, OVERWRITE);
         if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e + from);
-        weigh_segment(P->score, kind, seg.n, nv, s.z + from, s.e + from, s.peak + from, s.sum + from,
-                      s.rescale + from);
+        weigh(P->score, kind, seg.n, nv, s.z + from, s.e + from, s.peak + from, s.sum + from, s.rescale + from);
         product_along_columns(P->dv, nv, seg.n, v + seg.key * P->dv, P->dv, s.z + from, TILE,
                               s.ot + from, TILE, is_first ? OVERWRITE : RESCALE, s.rescale + from);
         is_first = 0; /* the first segment of a tile always has v0 = 0 */

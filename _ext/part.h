@@ -110,10 +110,19 @@ INLINE real largest_of_lanes(vec x)
 
 #if defined(KVQ_LEVEL_AVX512) && defined(KVQ_F32)
 INLINE int has_nan(vec x) { return _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q) != 0; }
+INLINE int any_above(vec x, real bound)
+{
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)splat(bound), _CMP_GT_OQ) != 0;
+}
 #elif defined(KVQ_LEVEL_AVX512)
 INLINE int has_nan(vec x) { return _mm512_cmp_pd_mask((__m512d)x, (__m512d)x, _CMP_UNORD_Q) != 0; }
+INLINE int any_above(vec x, real bound)
+{
+    return _mm512_cmp_pd_mask((__m512d)x, (__m512d)splat(bound), _CMP_GT_OQ) != 0;
+}
 #else
 INLINE int has_nan(vec x) { return sum_of_lanes(keep((ivec)(x != x), x)) != 0; } /* NaN != 0 */
+INLINE int any_above(vec x, real bound) { return largest_of_lanes(x) > bound; }
 #endif
 
 #endif

@@ -25,7 +25,8 @@ typedef enum {
     OVERWRITE, /* C = A B */
     ADD,       /* C = C + A B */
     SUBTRACT,  /* C = C - A B */
-    RESCALE    /* C = C diag(factor) + A B, one factor per column: the online softmax */
+    RESCALE,   /* C = C diag(factor) + A B, one factor per column: the online softmax */
+    FACTOR     /* C = diag(factor) A B, one factor per row */
 } join;
 
 /* The register block. ROWS and COLUMNS are constants at every call, so the loops unroll and `sum`
@@ -53,7 +54,8 @@ INLINE void block(const int ROWS, const int COLUMNS, idx depth, const real *rest
         UNROLL for (int r = 0; r < ROWS; r++)
         {
             real *out = c + r * c_stride + i * LANES;
-            if (how == SUBTRACT) sum[r][i] = load(out) - sum[r][i];
+            if (how == FACTOR) sum[r][i] *= splat(factor[r]);
+            else if (how == SUBTRACT) sum[r][i] = load(out) - sum[r][i];
             else if (how != OVERWRITE) sum[r][i] += load(out) * f;
             store(out, sum[r][i]);
         }
@@ -68,7 +70,7 @@ INLINE void strip(const int COLUMNS, idx rows, idx depth, const real *restrict a
     idx r = 0;
 #define ROWS_AT(ROWS)                                                                            \
     block(ROWS, COLUMNS, depth, a + r * a_row, a_row, a_depth, b, b_stride, c + r * c_stride,  \
-          c_stride, how, factor)
+          c_stride, how, how == FACTOR ? factor + r : factor)
     for (; r + BLOCK_ROWS <= rows; r += BLOCK_ROWS) ROWS_AT(BLOCK_ROWS);
 #if BLOCK_ROWS > 4
     if (r + 4 <= rows) { ROWS_AT(4); r += 4; }

@@ -48,11 +48,4 @@ INLINE void put_rows(idx n, idx columns, const real *from, real *rows, real fact
         }
 }
 
-/* Ask for numbers that will be read, or written, when this chunk is done: the processor foresees no jump, and a chunk
- * often is as long as the page beyond which it never looks. */
-INLINE void fetch_ahead(const real *x, idx n, const int IS_WRITTEN)
-{
-    for (idx i = 0; i < n; i += 64 / (idx)sizeof(real)) __builtin_prefetch(x + i, IS_WRITTEN, 2);
-}
-
 #endif

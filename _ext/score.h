@@ -17,10 +17,11 @@
 
 INLINE real z_units(int score) { return score == KVQ_SOFTMAX ? LOG2_E : (real)1; }
 
-/* Which of a vector of queries see key j. */
-INLINE ivec visible(exponent_kind kind, idx j, const real *e)
+/* Which of a vector of queries see key j. The first of them sees the keys up to `diagonal`. */
+INLINE ivec visible(exponent_kind kind, idx j, idx diagonal, const real *e)
 {
-    return kind == DIAGONAL ? from_lane(j) : (ivec)(load(e + j * TILE) >= splat(REAL_LOWEST));
+    if (kind == DIAGONAL) return from_lane(max_idx(j - diagonal, 0));
+    return (ivec)(load(e + j * TILE) >= splat(REAL_LOWEST));
 }
 
 /* f(z) and f'(z) = 2 z / (1 + z^2)^2 without overflow. Beyond the bound f is 1 and f' is 0 to the
@@ -33,7 +34,7 @@ INLINE vec bounded(vec z)
 /* ---- forward: scores become weights, in place ------------------------------------------------ */
 /* peak and sum are the running statistics of these queries. What was summed before under the old
  * peak must be multiplied by *rescale. Rows of z are `stride` apart. */
-INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
+INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, idx diagonal, const real *e,
                             vec *peak, vec *sum, vec *rescale)
 {
     vec top = *peak;
@@ -41,7 +42,7 @@ INLINE void softmax_weights(exponent_kind kind, idx keys, real *z, idx stride, c
         vec zj = load(z + j * stride);
         if (kind == BIASED) zj += load(e + j * TILE);
         if (kind != PLAIN) {
-            zj = where(visible(kind, j, e), zj, splat(-REAL_INFINITY));
+            zj = where(visible(kind, j, diagonal, e), zj, splat(-REAL_INFINITY));
             store(z + j * stride, zj);
         }
         top = largest(zj, top);
@@ -64,7 +65,7 @@ INLINE vec expressive_weight(vec z)
     return square * inverse_of(square + 1);
 }
 
-INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride, const real *e,
+INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, const real *e,
                                vec *peak, vec *sum, vec *rescale)
 {
     vec top = *peak;
@@ -72,10 +73,10 @@ INLINE void expressive_weights(exponent_kind kind, idx keys, real *z, idx stride
         for (idx j = 0; j < keys; j++) top = largest(load(e + j * TILE), top);
     vec total = {0};
     for (idx j = 0; j < keys; j++) {
-        vec w = expressive_weight(load(z + j * stride));
+        vec w = expressive_weight(load(z + j * TILE));
         if (kind == BIASED) w *= exp2_of_nonpositive(load(e + j * TILE) - top);
-        if (kind != PLAIN) w = keep(visible(kind, j, e), w);
-        store(z + j * stride, w);
+        if (kind != PLAIN) w = keep(visible(kind, j, 0, e), w);
+        store(z + j * TILE, w);
         total += w;
     }
     *rescale = kind == BIASED ? exp2_of_nonpositive(*peak - top) : splat(1);
@@ -98,6 +99,8 @@ INLINE reciprocal reciprocal_of(vec n)
     return r;
 }
 
+INLINE int needs_rescue(reciprocal n) { return any_above(n.rescue, 1); }
+
 /* ---- backward: (z, dP) become (p, scale dz), in place ---------------------------------------- */
 /* peak, n: the saved statistics. delta = dout . out. du, where asked for, receives p (dP - delta):
  * the gradient of the bias. */
@@ -108,7 +111,7 @@ INLINE void softmax_gradients(exponent_kind kind, idx keys, real *z, real *dp, c
         vec x = load(z + j * TILE), g = load(dp + j * TILE) - delta;
         if (kind == BIASED) x += load(e + j * TILE);
         if (kind != PLAIN) {
-            const ivec seen = visible(kind, j, e);
+            const ivec seen = visible(kind, j, 0, e);
             x = where(seen, x, splat(-REAL_INFINITY));
             g = keep(seen, g);
         }
@@ -129,7 +132,7 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
         vec g = load(dp + j * TILE) - delta;
         if (kind == BIASED) over_n *= exp2_of_nonpositive(load(e + j * TILE) - peak);
         if (kind != PLAIN) {
-            const ivec seen = visible(kind, j, e);
+            const ivec seen = visible(kind, j, 0, e);
             zj = keep(seen, zj); /* the sign of z would show in the sign of the zeros */
             zr = keep(seen, zr);
             g = keep(seen, g);
@@ -154,14 +157,13 @@ INLINE void expressive_gradients(exponent_kind kind, idx keys, real *z, real *dp
 INLINE exponent_kind after_the_first(exponent_kind kind) { return kind == DIAGONAL ? PLAIN : kind; }
 
 /* Pointers are to vector v0 of their rows; nv vectors are processed. */
-INLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, idx stride,
-                  const real *e, real *peak, real *sum, real *rescale)
+NOINLINE void weigh(int score, exponent_kind kind, idx keys, idx nv, real *z, const real *e,
+                    real *peak, real *sum, real *rescale)
 {
     for (idx at = 0; at < nv * LANES; at += LANES) {
         vec top = load(peak + at), total = load(sum + at), factor = {0};
-#define SOFTMAX(KIND) softmax_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor)
-#define EXPRESSIVE(KIND) \
-    expressive_weights(KIND, keys, z + at, stride, e + at, &top, &total, &factor)
+#define SOFTMAX(KIND) softmax_weights(KIND, keys, z + at, TILE, 0, e + at, &top, &total, &factor)
+#define EXPRESSIVE(KIND) expressive_weights(KIND, keys, z + at, e + at, &top, &total, &factor)
         if (score == KVQ_SOFTMAX) FOR_EACH_KIND(SOFTMAX)
         else FOR_EACH_KIND(EXPRESSIVE)
 #undef SOFTMAX

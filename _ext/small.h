@@ -1,4 +1,4 @@
-/* small.h - queries that meet all their keys in one segment: what makes the weights is kept for backward.
+/* small.h - forward of queries that meet all their keys in one segment: what makes the weights is kept.
  *
  * With so few keys there is nothing to fold, and a row of weights is no longer than the rows of q and v. So
  * this is the plain algorithm, one query tile at a time:
@@ -8,30 +8,26 @@
  *                dq = scale dz K,  dk = scale dz^T Q,  dv = P^T dout
  *
  * with slope = (dw/dz) / N. Softmax keeps p, which is its own slope. Expressive attention keeps z, with 0 for a
- * pair that is not seen, and N: w and dw/dz of 0 are 0, and to make the two again is less than to fetch a second
+ * pair that is not seen, and 1 / N: w and dw/dz of 0 are 0, and to make the two again is less than to fetch a second
  * array from beyond the caches. So backward knows no masks, and it does not read out.
  */
 #ifndef KVQ_SMALL_H
 #define KVQ_SMALL_H
 
+#include "ahead.h"
 #include "forward.h"
-#include "rows.h"
 
 INLINE int keeps_scores(const tiled_problem *P) { return P->score == KVQ_EXPRESSIVE; }
 
-/* One segment: all keys, or what one vector of queries sees of them under a causal mask. (With a bias, z alone does
- * not make w.) */
-static int is_small(const tiled_problem *P)
-{
-    return P->Tk <= KEYS && (!P->is_causal || P->Tq <= LANES) && !(keeps_scores(P) && P->bias);
-}
+/* (With a bias, z alone does not make w.) */
+static int is_small(const tiled_problem *P) { return P->Tk <= KEYS && !(keeps_scores(P) && P->bias); }
 
 INLINE idx seen_keys(const tiled_problem *P) { return P->is_causal ? min_idx(P->Tk, P->Tq) : P->Tk; }
 
-/* Numbers kept for a batch entry: p, or z and N. */
+/* Numbers kept for a batch entry: p, or z and 1 / N. */
 INLINE idx small_numbers(const tiled_problem *P)
 {
-    return (seen_keys(P) + keeps_scores(P)) * padded(P->Tq);
+    return (seen_keys(P) + (keeps_scores(P) ? 2 : 0)) * padded(P->Tq);
 }
 
 /* A (keys, queries) array of one tile; rows are `stride` apart. */
@@ -46,23 +42,34 @@ INLINE plane kept_plane(const tiled_problem *P, idx batch, const query_tile *til
     return kept;
 }
 
-INLINE real *kept_sums(const tiled_problem *P, idx batch, const query_tile *tile)
+/* 1 / N of the vectors of a tile: what rescues it and the inverse, one after the other. */
+INLINE real *kept_reciprocals(const tiled_problem *P, idx batch, const query_tile *tile)
 {
-    return (real *)P->kept + batch * small_numbers(P) + seen_keys(P) * padded(P->Tq) + tile->start;
+    return (real *)P->kept + batch * small_numbers(P) + seen_keys(P) * padded(P->Tq) + 2 * tile->start;
 }
 
-INLINE segment whole_segment(const tiled_problem *P)
+INLINE void keep_reciprocal(real *kept, reciprocal n)
 {
-    segment seg = {0, seen_keys(P), 0, P->is_causal};
+    store(kept, n.rescue);
+    store(kept + LANES, n.inverse);
+}
+
+/* What a tile sees. */
+INLINE segment whole_segment(const tiled_problem *P, const query_tile *tile)
+{
+    segment seg = {0, P->is_causal ? min_idx(P->Tk, tile->start + tile->n) : P->Tk, 0, P->is_causal};
     return seg;
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
+enum { FORWARD_STEPS = 4 }; /* of a tile, at which the next head is asked for */
+
 typedef struct {
-    real *qt;    /* (d, TILE)     the query tile, transposed, times scale */
-    real *e;     /* (KEYS, TILE)  exponents from mask and bias */
-    real *p;     /* (KEYS, TILE)  weights that are not kept */
-    real *ot;    /* (dv, TILE)    the result transposed, where its rows are no whole vectors */
+    real *qt;     /* (d, TILE)     the query tile, transposed, times scale */
+    real *e;      /* (KEYS, TILE)  exponents from mask and bias */
+    real *p;      /* (KEYS, TILE)  weights that are not kept */
+    real *factor; /* (TILE)        1 / N of expressive attention */
+    real *ot;     /* (dv, TILE)    the result transposed, where its rows are no whole vectors */
 } small_forward_scratch;
 
 INLINE size_t small_forward_layout(const tiled_problem *P, void *base, small_forward_scratch *s)
@@ -71,6 +78,7 @@ INLINE size_t small_forward_layout(const tiled_problem *P, void *base, small_for
     s->qt = carve(&c, P->d * TILE);
     s->e = carve(&c, KEYS * TILE);
     s->p = carve(&c, KEYS * TILE);
+    s->factor = carve(&c, TILE);
     s->ot = carve(&c, P->dv % LANES ? P->dv * TILE : 0);
     return c.next - (uintptr_t)base;
 }
@@ -81,51 +89,89 @@ static size_t small_forward_workspace_bytes(const void *problem)
     return small_forward_layout(problem, NULL, &unused);
 }
 
-/* w becomes p. A row without weight gets zeros. */
-INLINE void divide_by_sum(idx keys, real *w, idx stride, vec sum)
+/* Of a tile's keys, what the vector of queries from `first` on sees; the rest has no weight. */
+INLINE idx keys_before_the_end(exponent_kind kind, idx keys, idx first)
 {
-    const reciprocal n = reciprocal_of(sum);
-    for (idx j = 0; j < keys; j++) store(w + j * stride, load(w + j * stride) * n.rescue * n.inverse);
+    return kind == DIAGONAL ? min_idx(keys, first + LANES) : keys;
 }
 
-/* z becomes p. */
-NOINLINE void weigh_all(const tiled_problem *P, exponent_kind kind, idx keys, idx nv, plane z, const real *e)
+INLINE void fill_with_zeros(idx from, idx to, real *x, idx stride)
 {
-    for (idx v = 0; v < nv; v++) {
-        real peak[LANES], sum[LANES], unused[LANES];
-        store(peak, splat(REAL_LOWEST));
-        store(sum, (vec){0});
-        weigh(P->score, kind, keys, 1, z.at + v * LANES, z.stride, e + v * LANES, peak, sum, unused);
-        divide_by_sum(keys, z.at + v * LANES, z.stride, load(sum));
+    for (idx j = from; j < to; j++) store(x + j * stride, (vec){0});
+}
+
+/* Softmax: z becomes p. A row without weight gets zeros; any other has N >= 1. */
+INLINE void softmax_shares(exponent_kind kind, idx keys, const query_tile *tile, plane z, const real *e)
+{
+    for (idx at = 0; at < tile->nv * LANES; at += LANES) {
+        const idx first = tile->start + at, end = keys_before_the_end(kind, keys, first);
+        real *p = z.at + at;
+        vec peak = splat(REAL_LOWEST), sum = {0}, unused;
+        softmax_weights(kind, end, p, z.stride, first, e + at, &peak, &sum, &unused);
+        const vec inverse = keep((ivec)(sum > (vec){0}), 1 / sum);
+        for (idx j = 0; j < end; j++) store(p + j * z.stride, load(p + j * z.stride) * inverse);
+        fill_with_zeros(end, keys, p, z.stride);
     }
 }
 
-/* z stays, but for 0 where it is not seen. */
-INLINE void weigh_beside(exponent_kind kind, idx keys, idx nv, plane z, const real *e, plane p, real *sums)
+/* Expressive: z stays, but for 0 where it is not seen; w goes beside it or in its place. Their product with V is
+ * divided by N: `factor`, for which weights of too small a sum are lifted. */
+INLINE void expressive_beside(exponent_kind kind, idx keys, const query_tile *tile, plane z, const real *e, plane w,
+                              real *kept, real *factor)
 {
-    for (idx at = 0; at < nv * LANES; at += LANES) {
+    for (idx at = 0; at < tile->nv * LANES; at += LANES) {
+        const idx first = tile->start + at, end = keys_before_the_end(kind, keys, first);
+        real *z_at = z.at + at, *w_at = w.at + at;
         vec sum = {0};
-        for (idx j = 0; j < keys; j++) {
-            vec zj = load(z.at + j * z.stride + at);
+        for (idx j = 0; j < end; j++) {
+            vec zj = load(z_at + j * z.stride);
             if (kind != PLAIN) {
-                zj = keep(visible(kind, j, e + at), zj);
-                store(z.at + j * z.stride + at, zj);
+                zj = keep(visible(kind, j, first, e + at), zj);
+                store(z_at + j * z.stride, zj);
             }
-            const vec w = expressive_weight(zj);
-            store(p.at + j * p.stride + at, w);
-            sum += w;
+            const vec wj = expressive_weight(zj);
+            store(w_at + j * w.stride, wj);
+            sum += wj;
         }
-        store(sums + at, sum);
-        divide_by_sum(keys, p.at + at, p.stride, sum);
+        fill_with_zeros(end, keys, z_at, z.stride);
+        fill_with_zeros(end, keys, w_at, w.stride);
+        const reciprocal n = reciprocal_of(sum);
+        if (kept) keep_reciprocal(kept + 2 * at, n);
+        store(factor + at, n.inverse);
+        if (needs_rescue(n))
+            for (idx j = 0; j < end; j++) store(w_at + j * w.stride, load(w_at + j * w.stride) * n.rescue);
     }
 }
 
-NOINLINE void weigh_and_keep(exponent_kind kind, idx keys, idx nv, plane z, const real *e, plane p, real *sums)
+/* What was z becomes p in its place, or w in that of `w`. */
+NOINLINE void weigh_all(int score, exponent_kind kind, idx keys, const query_tile *tile, plane z, const real *e,
+                        plane w, real *kept, real *factor)
 {
-#define BESIDE(KIND) weigh_beside(KIND, keys, nv, z, e, p, sums)
-    FOR_EACH_KIND(BESIDE)
-#undef BESIDE
+#define SOFTMAX(KIND) softmax_shares(KIND, keys, tile, z, e)
+#define EXPRESSIVE(KIND) expressive_beside(KIND, keys, tile, z, e, w, kept, factor)
+    if (score == KVQ_SOFTMAX) FOR_EACH_KIND(SOFTMAX)
+    else FOR_EACH_KIND(EXPRESSIVE)
+#undef SOFTMAX
+#undef EXPRESSIVE
 }
+
+INLINE void multiply_columns(idx rows, idx nv, const real *factor, real *x)
+{
+    for (idx r = 0; r < rows; r++)
+        for (idx at = 0; at < nv * LANES; at += LANES)
+            store(x + r * TILE + at, load(x + r * TILE + at) * load(factor + at));
+}
+
+/* The arrays that are read. */
+NOINLINE void fetch_inputs(const tiled_problem *P, ahead *next)
+{
+    fetch_piece(next, P->q, P->Tq * P->d);
+    fetch_piece(next, P->k, P->Tk * P->d);
+    fetch_piece(next, P->v, P->Tk * P->dv);
+    next->from += next->piece;
+}
+
+INLINE idx longest_input(const tiled_problem *P) { return max_idx(P->Tq, P->Tk) * max_idx(P->d, P->dv); }
 
 static void small_forward_run(const void *problem, void *workspace, idx task)
 {
@@ -139,162 +185,31 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
     real *out = (real *)P->out + (batch * P->Tq + tile.start) * dv;
     small_forward_scratch s;
     small_forward_layout(P, workspace, &s);
-    const segment seg = whole_segment(P);
+    const segment seg = whole_segment(P, &tile);
     const exponent_kind kind = kind_of(P, &seg);
+    const int is_expressive = P->score == KVQ_EXPRESSIVE;
     const plane unkept = {s.p, TILE}, z = P->kept ? kept_plane(P, batch, &tile) : unkept;
-    plane p = z;
+    const plane p = is_expressive ? unkept : z; /* what V is multiplied with */
+    ahead next = ahead_of(P, batch, longest_input(P), FORWARD_STEPS * tiles);
+    next.from = FORWARD_STEPS * (task - batch * tiles) * next.piece;
 
     tell_whether_finite(P, tile.start == 0, &tile, q, k, v);
+    if (next.piece) fetch_inputs(P, &next);
     pack_queries(&tile, q, d, s.qt, (real)P->scale * z_units(P->score));
+    if (next.piece) fetch_inputs(P, &next);
     product_along_rows(seg.n, tile.nv, d, k, d, s.qt, TILE, z.at, z.stride, OVERWRITE);
     if (has_exponents(kind)) fill_exponents(P, batch, &tile, &seg, s.e);
-    if (P->kept && keeps_scores(P)) {
-        p = unkept;
-        weigh_and_keep(kind, seg.n, tile.nv, z, s.e, p, kept_sums(P, batch, &tile));
-    } else {
-        weigh_all(P, kind, seg.n, tile.nv, z, s.e);
-    }
+    if (next.piece) fetch_inputs(P, &next);
+    weigh_all(P->score, kind, seg.n, &tile, z, s.e, p, P->kept ? kept_reciprocals(P, batch, &tile) : NULL, s.factor);
+    if (next.piece) fetch_inputs(P, &next);
     if (dv % LANES == 0) { /* P V, or its transpose V^T P^T: whichever has whole vectors */
-        product_along_columns(tile.n, vectors(dv), seg.n, p.at, p.stride, v, dv, out, dv, OVERWRITE, NULL);
+        product_along_columns(tile.n, vectors(dv), seg.n, p.at, p.stride, v, dv, out, dv,
+                              is_expressive ? FACTOR : OVERWRITE, s.factor);
     } else {
         product_along_columns(dv, tile.nv, seg.n, v, dv, p.at, p.stride, s.ot, TILE, OVERWRITE, NULL);
+        if (is_expressive) multiply_columns(dv, tile.nv, s.factor, s.ot);
         transpose(dv, tile.n, s.ot, TILE, out, dv, 1);
     }
-}
-
-/* ---- backward -------------------------------------------------------------------------------- */
-typedef struct {
-    real *dout_t;        /* (dv, TILE)    dout of the query tile, transposed */
-    real *p, *slope;     /* (KEYS, TILE), (KEYS, LANES)  p and slope / 2, made of z where that was kept */
-    real *dp, *du;       /* (KEYS, TILE)  dP, then scale dz; the gradient of the bias */
-    real *q, *k, *dout;  /* copies with padded rows, where the originals will not do */
-    real *dq, *dk, *dv;
-} small_backward_scratch;
-
-INLINE size_t small_backward_layout(const tiled_problem *P, void *base, small_backward_scratch *s)
-{
-    const idx d = P->d, dv = P->dv;
-    carver c = {(uintptr_t)base};
-    s->dout_t = carve(&c, dv * TILE);
-    s->p = carve(&c, keeps_scores(P) ? KEYS * TILE : 0);
-    s->slope = carve(&c, keeps_scores(P) ? KEYS * LANES : 0);
-    s->dp = carve(&c, KEYS * TILE);
-    s->du = carve(&c, P->dbias ? KEYS * TILE : 0);
-    s->q = carve(&c, copied_rows(P->Tq, d));
-    s->k = carve(&c, copied_rows(KEYS, d));
-    s->dout = carve(&c, copied_rows(P->Tq, dv));
-    s->dq = carve(&c, copied_rows(P->Tq, d));
-    s->dk = carve(&c, copied_rows(KEYS, d));
-    s->dv = carve(&c, copied_rows(KEYS, dv));
-    return c.next - (uintptr_t)base;
-}
-
-static size_t small_backward_workspace_bytes(const void *problem)
-{
-    small_backward_scratch unused;
-    return small_backward_layout(problem, NULL, &unused);
-}
-
-/* sum_j p_j dP_j. What a pair without weight has in dP may be infinite: it is chosen away. */
-INLINE vec mean_of(idx keys, const real *p, idx stride, const real *dp)
-{
-    vec mean = {0};
-    for (idx j = 0; j < keys; j++) {
-        const vec pj = load(p + j * stride);
-        mean = add_seen(mean, pj, load(dp + j * TILE));
-    }
-    return mean;
-}
-
-/* The same, with p and slope / 2 made again of z. */
-INLINE vec mean_again(idx keys, const real *z, idx stride, reciprocal n, const real *dp, real *p, real *slope)
-{
-    vec mean = {0};
-    for (idx j = 0; j < keys; j++) {
-        const vec zj = bounded(load(z + j * stride)), r = inverse_of(zj * zj + 1);
-        const vec share = zj * r * n.rescue * n.inverse, pj = zj * share;
-        mean = add_seen(mean, pj, load(dp + j * TILE));
-        store(p + j * TILE, pj);
-        store(slope + j * LANES, share * r);
-    }
-    return mean;
-}
-
-/* dP becomes scale dz, in place. */
-INLINE void score_gradients(idx keys, const real *slope, idx stride, vec mean, real scale, real *dp, real *du)
-{
-    for (idx j = 0; j < keys; j++) {
-        const vec sj = load(slope + j * stride), excess = load(dp + j * TILE) - mean;
-        store(dp + j * TILE, times_seen(sj * scale, excess));
-        if (du) store(du + j * TILE, times_seen(sj, excess)); /* only softmax comes with a bias */
-    }
-}
-
-/* From what was kept, dP becomes scale dz. Returns p: as it was kept, or `made`. */
-NOINLINE plane small_gradients(const tiled_problem *P, idx keys, idx nv, plane kept, const real *sums, real *dp,
-                               real *du, real *made, real *slope)
-{
-    const real scale = (real)P->scale;
-    for (idx at = 0; at < nv * LANES; at += LANES) {
-        if (keeps_scores(P)) {
-            const reciprocal n = reciprocal_of(load(sums + at));
-            const vec mean = mean_again(keys, kept.at + at, kept.stride, n, dp + at, made + at, slope);
-            score_gradients(keys, slope, LANES, mean, 2 * scale, dp + at, NULL);
-        } else {
-            const vec mean = mean_of(keys, kept.at + at, kept.stride, dp + at);
-            score_gradients(keys, kept.at + at, kept.stride, mean, scale, dp + at, du ? du + at : NULL);
-        }
-    }
-    const plane p = {made, TILE};
-    return keeps_scores(P) ? p : kept;
-}
-
-static idx small_backward_tasks(const void *problem) { return ((const tiled_problem *)problem)->batch; }
-
-static void small_backward_run(const void *problem, void *workspace, idx batch)
-{
-    const tiled_problem *P = problem;
-    const idx Tq = P->Tq, Tk = P->Tk, d = P->d, dv = P->dv, keys = seen_keys(P);
-    const real *dout = (const real *)P->dout + batch * Tq * dv;
-    const real *v = (const real *)P->v + batch * Tk * dv;
-    real *dq = (real *)P->dq + batch * Tq * d, *dk = (real *)P->dk + batch * Tk * d;
-    real *dv_out = (real *)P->dv_out + batch * Tk * dv;
-    real *dbias = P->dbias ? (real *)P->dbias + batch * Tq * Tk : NULL;
-    small_backward_scratch s;
-    small_backward_layout(P, workspace, &s);
-    fetch_ahead((const real *)P->kept + batch * small_numbers(P), small_numbers(P), 0);
-    if (P->not_finite) tell_if_doubtful(P->not_finite, doubt_about(dout, Tq * dv));
-
-    const real *q_rows = whole_vectors(Tq, d, (const real *)P->q + batch * Tq * d, s.q);
-    const real *k_rows = whole_vectors(keys, d, (const real *)P->k + batch * Tk * d, s.k);
-    const real *dout_rows = whole_vectors(Tq, dv, dout, s.dout);
-    real *dq_rows = room_for_rows(d, dq, s.dq), *dk_rows = room_for_rows(d, dk, s.dk);
-    real *dv_rows = room_for_rows(dv, dv_out, s.dv);
-    if (keys < Tk) { /* no query sees the rest */
-        memset(dk, 0, (size_t)(Tk * d) * sizeof(real));
-        memset(dv_out, 0, (size_t)(Tk * dv) * sizeof(real));
-        if (dbias) memset(dbias, 0, (size_t)(Tq * Tk) * sizeof(real));
-    }
-
-    for (idx t = 0; t < tile_count(P); t++) {
-        const query_tile tile = tile_at(P, t);
-        const plane kept = kept_plane(P, batch, &tile);
-        const join how = t == 0 ? OVERWRITE : ADD;
-        pack_queries(&tile, dout, dv, s.dout_t, 1);
-        product_along_rows(keys, tile.nv, dv, v, dv, s.dout_t, TILE, s.dp, TILE, OVERWRITE);
-        const plane p = small_gradients(P, keys, tile.nv, kept, kept_sums(P, batch, &tile), s.dp,
-                                        dbias ? s.du : NULL, s.p, s.slope);
-        product_along_rows(keys, vectors(dv), tile.n, p.at, p.stride, dout_rows + tile.start * padded(dv),
-                           padded(dv), dv_rows, padded(dv), how);
-        product_along_rows(keys, vectors(d), tile.n, s.dp, TILE, q_rows + tile.start * padded(d),
-                           padded(d), dk_rows, padded(d), how);
-        product_along_columns(tile.n, vectors(d), keys, s.dp, TILE, k_rows, padded(d),
-                              dq_rows + tile.start * padded(d), padded(d), OVERWRITE, NULL);
-        if (dbias) transpose(keys, tile.n, s.du, TILE, dbias + tile.start * Tk, Tk, 1);
-    }
-    put_rows(Tq, d, dq_rows, dq, 1);
-    put_rows(keys, d, dk_rows, dk, 1);
-    put_rows(keys, dv, dv_rows, dv_out, 1);
 }
 
 #endif

@@ -18,6 +18,7 @@
 #define KEYS 64                      /* keys in a segment */
 
 INLINE idx min_idx(idx a, idx b) { return a < b ? a : b; }
+INLINE idx max_idx(idx a, idx b) { return a > b ? a : b; }
 INLINE idx vectors(idx n) { return (n + LANES - 1) / LANES; }
 INLINE idx padded(idx n) { return vectors(n) * LANES; }
 
@@ -150,7 +151,11 @@ NOINLINE void fill_exponents(const tiled_problem *P, idx batch, const query_tile
     }
     if (s->is_diagonal)
         for (idx j = 0; j < s->n; j++)
-            store(e + j * TILE, where(from_lane(j), load(e + j * TILE), splat(-REAL_INFINITY)));
+            for (idx v = 0; v < nv; v++) {
+                real *at = e + j * TILE + v * LANES;
+                const ivec seen = from_lane(max_idx(0, s->key + j - (first + v * LANES)));
+                store(at, where(seen, load(at), splat(-REAL_INFINITY)));
+            }
 }
 
 /* ---- packing --------------------------------------------------------------------------------- */

@@ -2,11 +2,13 @@
  *
  * Compiled once per pair; what it exports is one table. Read the parts in this order: simd.h
  * (vectors, exp2), product.h (the micro-kernel), tile.h (how work is cut), score.h (softmax,
- * expressive), forward.h, backward.h, small.h, tiny.h. levels.c chooses a table, threads.c spreads the tasks.
+ * expressive), forward.h, backward.h, small.h, small_backward.h, tiny.h. levels.c chooses a table, threads.c
+ * spreads the tasks.
  */
 #include <stdlib.h>
 
 #include "backward.h"
+#include "small_backward.h"
 #include "threads.h"
 #include "tiny.h"
 

@@ -34,23 +34,26 @@ typedef struct {
     idx queries, keys;
     const real *q, *k, *v;
     real *out;
-    real *p, *z; /* rows LANES apart; z (and behind it N) is NULL where nobody wants it */
+    real *p;      /* rows LANES apart. Of expressive attention, w; and then */
+    real *factor; /* 1 / N, which is else NULL */
+    real *z;      /* rows LANES apart, and 1 / N as small.h keeps it; NULL where nobody wants it */
 } tiny_head;
 
 /* p of a head is `unkept` where nobody wants it kept. `keys` are seen_keys(P), found once a task: GCC takes a
  * minimum in a vector register, where it would wait behind products, and addresses with it. */
 INLINE tiny_head tiny_head_at(const tiled_problem *P, idx keys, idx batch, real *unkept)
 {
-    tiny_head h = {P->Tq, keys, P->q, P->k, P->v, P->out, unkept, NULL};
+    tiny_head h = {P->Tq, keys, P->q, P->k, P->v, P->out, unkept, NULL, NULL};
     h.q += batch * P->Tq * LANES;
     h.k += batch * P->Tk * LANES;
     h.v += batch * P->Tk * LANES;
     h.out += batch * P->Tq * LANES;
-    if (P->kept) { /* as kept_plane and kept_sums */
-        real *kept = (real *)P->kept + batch * (keys + keeps_scores(P)) * LANES;
+    if (P->kept) { /* as kept_plane and kept_reciprocals */
+        real *kept = (real *)P->kept + batch * small_numbers(P);
         if (keeps_scores(P)) h.z = kept;
         else h.p = kept;
     }
+    if (P->score == KVQ_EXPRESSIVE) h.factor = h.p + keys * LANES;
     KVQ_ASSERT(0 < keys && keys == seen_keys(P) && (!P->is_causal || keys <= P->Tq));
     return h;
 }
@@ -122,8 +125,10 @@ INLINE vec tiny_weights(const int SCORE, const int IS_CAUSAL, const int SAVES, r
         }
     const ivec has_weight = (ivec)(sum > (vec){0});
     const vec inverse = keep(has_weight, 1 / sum);
-    for (j = 0; j < keys; j++) store(h->p + j * LANES, load(h->p + j * LANES) * inverse);
-    if (SAVES) store(h->z + keys * LANES, sum);
+    if (SCORE == KVQ_SOFTMAX)
+        for (j = 0; j < keys; j++) store(h->p + j * LANES, load(h->p + j * LANES) * inverse);
+    else store(h->factor, inverse);
+    if (SAVES) keep_reciprocal(h->z + keys * LANES, (reciprocal){splat(1), inverse});
     return doubt + keep(has_weight & (ivec)(sum < splat(REAL_TINY)), splat(REAL_INFINITY));
 }
 
@@ -155,6 +160,8 @@ INLINE void tiny_result(const int N, const int IS_CAUSAL, const tiny_head *h)
     UNROLL for (int j = 0; j < LANES; j++)
         if (j < h->keys) add_key(N, IS_CAUSAL ? j : 0, h, j, sum);
     for (idx j = LANES; j < h->keys; j++) add_key(N, 0, h, j, sum);
+    if (h->factor)
+        UNROLL for (int i = 0; i < N; i++) sum[i] *= splat(h->factor[i]);
     if (h->queries == N)
         UNROLL for (int i = 0; i < N; i++) store(h->out + i * LANES, sum[i]);
     else
@@ -182,12 +189,12 @@ NOINLINE int finish_tiny(const tiled_problem *P, idx keys, idx batch, real *unke
 /* ---- a task ---------------------------------------------------------------------------------- */
 static idx tiny_tasks(const void *problem) { return (((const tiled_problem *)problem)->batch + HEADS - 1) / HEADS; }
 
-/* The weights of two heads that nobody wants kept; then what small.h needs. */
+/* The weights of two heads that nobody wants kept, and 1 / N; then what small.h needs. */
 INLINE size_t tiny_layout(const tiled_problem *P, void *base, real *p[2])
 {
     carver c = {(uintptr_t)base};
-    p[0] = carve(&c, P->Tk * LANES);
-    p[1] = carve(&c, P->Tk * LANES);
+    p[0] = carve(&c, (P->Tk + 1) * LANES);
+    p[1] = carve(&c, (P->Tk + 1) * LANES);
     return c.next - (uintptr_t)base;
 }
 

@@ -1,4 +1,4 @@
-"""The kernels of softmax and expressive attention on heads of one vector, which have a forward of their own."""
+"""Softmax and expressive attention on heads of few keys: small ones have kernels of their own."""
 
 from __future__ import annotations
 
@@ -66,10 +66,19 @@ def forward(
     return out, kept
 
 
-def expected(score: str, *arrays: np.ndarray, is_causal: bool, scale: float = 0.7) -> tuple[np.ndarray, Any]:
+def expected(
+    score: str,
+    *arrays: np.ndarray,
+    is_causal: bool,
+    mask: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    scale: float = 0.7,
+) -> tuple[np.ndarray, Any]:
     form = kvq.softmax_attention if score == "softmax" else kvq.expressive_attention
-    wide = (x.astype(np.float64) for x in arrays)
-    return kvq.vjp(form, *wide, is_causal=is_causal, scale=scale, implementation="reference")
+    options: dict[str, Any] = {"is_causal": is_causal, "mask": mask, "scale": scale, "implementation": "reference"}
+    if bias is not None:
+        options["bias"] = bias.astype(np.float64)
+    return kvq.vjp(form, *(x.astype(np.float64) for x in arrays), **options)
 
 
 @each_order
@@ -93,6 +102,41 @@ def test_every_size(score: str, simd: str, dtype: str, is_causal: bool, rng: np.
             for x, y in zip(grads, pullback(dout.astype(np.float64))[:3], strict=True):
                 error = np.abs(x - y).max() / max(1, np.abs(y).max())  # with one key they cancel to nothing
                 assert error < 10 * BARS[dtype], (d, Tq, Tk)
+
+
+@pytest.mark.parametrize("extra", ["", "mask", "key mask", "bias"])
+@each_order
+@each_dtype
+@each_level
+@each_score
+def test_several_vectors(
+    score: str, simd: str, dtype: str, is_causal: bool, extra: str, rng: np.random.Generator
+) -> None:
+    """Up to 64 keys, and many more queries than that; rows that are whole vectors and rows that are not."""
+    for Tq, Tk in ((64, 64), (33, 64), (64, 33), (150, 64), (17, 31), (100, 5), (64, 65)):
+        for d, dv in ((64, 64), (16, 48), (5, 3)):
+            q, k, v = (rng.standard_normal((3, *shape)).astype(dtype) for shape in ((Tq, d), (Tk, d), (Tk, dv)))
+            q, k = away_from_zero(q), away_from_zero(k)
+            mask = bias = None
+            if extra.endswith("mask"):
+                mask = rng.random((3, 1 if extra == "key mask" else Tq, Tk)) < 0.7
+            elif extra == "bias":
+                bias = rng.standard_normal((3, Tq, Tk)).astype(dtype)
+            wide_mask = None if mask is None else np.broadcast_to(mask, (3, Tq, Tk))
+            wanted, pullback = expected(score, q, k, v, is_causal=is_causal, mask=mask, bias=bias, scale=1 / d)
+            out = np.full((3, Tq, dv), np.nan, dtype)
+            numbers = (number(score), q, k, v, wide_mask, bias, is_causal, 1 / d)
+            kept = fast.forward(*numbers, out, 1, simd=simd)
+            assert relative_error(out, wanted) < BARS[dtype], (Tq, Tk, d, dv)
+            dout = rng.standard_normal(out.shape).astype(dtype)
+            grads = [np.full_like(x, np.nan) for x in (q, k, v)]
+            dbias = None if bias is None else np.full_like(bias, np.nan)
+            options = (wide_mask, bias, is_causal, 1 / d)
+            fast.backward(number(score), dout, q, k, v, out, kept, *options, *grads, dbias, 1, simd=simd)
+            wide = pullback(dout.astype(np.float64))
+            for x, y in zip([*grads, dbias], (wide.q, wide.k, wide.v, wide.bias), strict=True):
+                if x is not None:
+                    assert np.abs(x - y).max() / max(1, np.abs(y).max()) < 10 * BARS[dtype], (Tq, Tk, d, dv)
 
 
 @each_order
