@@ -18,6 +18,7 @@
 #ifndef KVQ_CAUSAL_FIT_BACKWARD_H
 #define KVQ_CAUSAL_FIT_BACKWARD_H
 
+#include "ahead.h"
 #include "causal_fit.h"
 
 typedef struct {

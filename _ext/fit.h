@@ -13,7 +13,6 @@
 #include "eliminate.h"
 #include "finite.h"
 #include "ridge.h"
-#include "ahead.h"
 #include "rows.h"
 
 static idx entries(const void *problem) { return ((const ridge_problem *)problem)->batch; }

@@ -17,6 +17,7 @@
 #include "ahead.h"
 #include "forward.h"
 
+/* Then 1 / N is left to the product with V, too. */
 INLINE int keeps_scores(const tiled_problem *P) { return P->score == KVQ_EXPRESSIVE; }
 
 /* (With a bias, z alone does not make w.) */
@@ -187,9 +188,8 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
     small_forward_layout(P, workspace, &s);
     const segment seg = whole_segment(P, &tile);
     const exponent_kind kind = kind_of(P, &seg);
-    const int is_expressive = P->score == KVQ_EXPRESSIVE;
     const plane unkept = {s.p, TILE}, z = P->kept ? kept_plane(P, batch, &tile) : unkept;
-    const plane p = is_expressive ? unkept : z; /* what V is multiplied with */
+    const plane p = keeps_scores(P) ? unkept : z; /* what V is multiplied with */
     ahead next = ahead_of(P, batch, longest_input(P), FORWARD_STEPS * tiles);
     next.from = FORWARD_STEPS * (task - batch * tiles) * next.piece;
 
@@ -204,10 +204,10 @@ static void small_forward_run(const void *problem, void *workspace, idx task)
     if (next.piece) fetch_inputs(P, &next);
     if (dv % LANES == 0) { /* P V, or its transpose V^T P^T: whichever has whole vectors */
         product_along_columns(tile.n, vectors(dv), seg.n, p.at, p.stride, v, dv, out, dv,
-                              is_expressive ? FACTOR : OVERWRITE, s.factor);
+                              keeps_scores(P) ? FACTOR : OVERWRITE, s.factor);
     } else {
         product_along_columns(dv, tile.nv, seg.n, v, dv, p.at, p.stride, s.ot, TILE, OVERWRITE, NULL);
-        if (is_expressive) multiply_columns(dv, tile.nv, s.factor, s.ot);
+        if (keeps_scores(P)) multiply_columns(dv, tile.nv, s.factor, s.ot);
         transpose(dv, tile.n, s.ot, TILE, out, dv, 1);
     }
 }
