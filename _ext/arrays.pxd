@@ -1,6 +1,7 @@
 # cython: language_level=3
 """What the Python faces of the kernels ask of an array. Inline: a check costs a nanosecond or two."""
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_Import
 
 
 cdef extern from "levels.h" nogil:
@@ -74,4 +75,14 @@ cdef inline int check_threads(int num_threads) except -1:
 cdef inline int check_memory(int failed) except -1:
     if failed:
         raise MemoryError("no memory for the kernel's scratch space")
+    return 0
+
+
+cdef extern from "pool.h" nogil:
+    void *kvq_share_pool() noexcept
+    void kvq_use_pool(void *) noexcept
+
+cdef inline int use_shared_pool() except -1:
+    """One pool of helpers for all modules: that of tiled.pyx."""
+    kvq_use_pool(PyCapsule_Import("kvq_ref._ext.tiled.pool", 0))
     return 0

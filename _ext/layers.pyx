@@ -6,7 +6,7 @@ and calls C, and gives None for whatever is not plain: C-contiguous NumPy arrays
 shapes that fit. num_threads() is asked only where threads may be worth it.
 """
 cimport numpy as cnp
-from arrays cimport check_memory, is_plain, kvq_build, table_of
+from arrays cimport check_memory, is_plain, kvq_build, table_of, use_shared_pool
 from libc.stdint cimport int64_t, uint8_t
 from plain cimport has_shape_of, like
 
@@ -92,6 +92,7 @@ cdef extern from "layers.h" nogil:
         void (*scatter)(Py_ssize_t, Py_ssize_t, Py_ssize_t, const int64_t *, const void *, void *) noexcept nogil
 
 cnp.import_array()
+use_shared_pool()
 
 ACTIVATIONS = {"identity": KVQ_IDENTITY, "relu": KVQ_RELU, "gelu": KVQ_GELU}
 

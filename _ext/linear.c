@@ -103,7 +103,7 @@ enum { ENOUGH = 8 };
 
 static int is_split(const linear_problem *P)
 {
-    return P->batch < ENOUGH && forward_work(P) >= 2 * KVQ_WORTH_A_THREAD;
+    return P->batch < ENOUGH && forward_work(P) >= 2 * KVQ_WORTH_WAKING;
 }
 
 static idx slices(const linear_problem *P, idx width)

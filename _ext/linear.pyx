@@ -9,7 +9,7 @@ so it cannot hide; and a result is one array to look at, where the arguments are
 """
 from libc.math cimport isfinite
 cimport numpy as cnp
-from arrays cimport check_memory, check_threads, dense, is_plain, kvq_build, real_type, table_of
+from arrays cimport check_memory, check_threads, dense, is_plain, kvq_build, real_type, table_of, use_shared_pool
 from plain cimport can_take_the_result, has_shape_of, like, measure, plain_sizes
 
 from kvq_ref._ext.buffers import SMALLEST as POOLED, empty
@@ -49,6 +49,7 @@ cdef extern from "linear.h" nogil:
         int (*all_finite)(const void *, size_t count) noexcept nogil
 
 cnp.import_array()
+use_shared_pool()
 
 cdef Py_ssize_t _pooled = POOLED
 

@@ -7,7 +7,7 @@ must be finite and every alpha positive. Where a float32 (or float64) regression
 """
 from libc.math cimport isfinite
 cimport numpy as cnp
-from arrays cimport check_memory, check_threads, dense, is_plain, kvq_build, real_type, table_of
+from arrays cimport check_memory, check_threads, dense, is_plain, kvq_build, real_type, table_of, use_shared_pool
 from plain cimport can_take_the_result, has_shape_of, like, measure, plain_sizes
 
 import numpy as np
@@ -56,6 +56,7 @@ cdef extern from "threads.h" nogil:
     double KVQ_WORTH_A_THREAD
 
 cnp.import_array()
+use_shared_pool()
 
 cdef Py_ssize_t _pooled = POOLED
 

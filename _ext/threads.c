@@ -1,12 +1,13 @@
 /* threads.c - how the tasks of one pass are spread over threads.
  *
- * Threads are made for one call: nothing lives between calls, so no pool spins against BLAS and
- * nothing breaks after fork. Making one costs some 20 microseconds, so small problems run in the
- * calling thread.
+ * A call makes its tasks a job, offers seats in it to the helpers of the pool (pool.c), takes tasks like everyone
+ * else, and waits until all are done. Great jobs wake helpers. Small ones, a few microseconds of work, are over before
+ * a sleeper is there: they go to helpers that are awake, and where small jobs follow one another they see to it
+ * that some are.
  *
- * The caller waits for the tasks, not for the threads. On a busy machine a thread may first run
- * when everything is done; it then finds no task and leaves. So the job is shared memory, freed by
- * whoever leaves it last, and a late thread touches nothing else. */
+ * The caller waits for the tasks, not for the helpers. On a busy machine a helper may first run when everything is
+ * done; it then finds no task and leaves. So the job is shared memory, freed by whoever leaves it last, and a late
+ * helper touches nothing else. */
 #include "threads.h"
 
 #include <pthread.h>
@@ -14,14 +15,16 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "pool.h"
+
 enum { MAX_THREADS = 256, CACHE_LINE = 64 };
 
 typedef struct {
+    kvq_offer offer; /* comes first: a helper knows the job by it */
     const kvq_pass *pass;
     const void *problem;
     ptrdiff_t tasks, chunk;
     atomic_ptrdiff_t taken, done; /* tasks */
-    atomic_int holders;           /* threads that still hold this job */
     atomic_int workspaces_used;
     char *workspaces;
     size_t workspace_bytes;
@@ -31,7 +34,7 @@ typedef struct {
 
 static void leave(job *j)
 {
-    if (atomic_fetch_sub(&j->holders, 1) > 1) return;
+    if (atomic_fetch_sub(&j->offer.holders, 1) > 1) return;
     pthread_cond_destroy(&j->all_done);
     pthread_mutex_destroy(&j->lock);
     free(j);
@@ -57,11 +60,10 @@ static void take_tasks(job *j)
     }
 }
 
-static void *thread_main(void *argument)
+static void help(kvq_offer *offer)
 {
-    take_tasks((job *)argument);
-    leave((job *)argument);
-    return NULL;
+    take_tasks((job *)offer);
+    leave((job *)offer);
 }
 
 static void wait_until_done(job *j)
@@ -85,53 +87,53 @@ static int run_alone(const kvq_pass *pass, const void *P, size_t workspace_bytes
     return 0;
 }
 
+static int run_with_helpers(const kvq_pass *pass, const void *P, size_t workspace_bytes, int threads, int wakes)
+{
+    job *j = malloc(sizeof(job) + workspace_bytes * (size_t)threads + CACHE_LINE);
+    if (!j) return -1;
+    j->offer.help = help;
+    atomic_init(&j->offer.holders, 1); /* the calling thread */
+    j->pass = pass;
+    j->problem = P;
+    j->tasks = pass->tasks(P);
+    j->chunk = j->tasks / (8 * threads) + 1; /* few enough to be cheap, enough to even out */
+    j->workspaces = aligned((char *)(j + 1));
+    j->workspace_bytes = workspace_bytes;
+    atomic_init(&j->taken, 0);
+    atomic_init(&j->done, 0);
+    atomic_init(&j->workspaces_used, 0);
+    pthread_mutex_init(&j->lock, NULL);
+    pthread_cond_init(&j->all_done, NULL);
+    kvq_offer_seats(&j->offer, threads - 1, wakes);
+    take_tasks(j);
+    kvq_withdraw(&j->offer);
+    wait_until_done(j);
+    leave(j);
+    return 0;
+}
+
+/* ---- how many threads ------------------------------------------------------------------------ */
 static atomic_int thread_limit;
 
 int kvq_get_thread_limit(void) { return atomic_load(&thread_limit); }
 
 void kvq_set_thread_limit(int limit) { atomic_store(&thread_limit, limit > 0 ? limit : 0); }
 
+static int least(ptrdiff_t a, double b) { return (double)a < b ? (int)a : (int)b; }
+
 int kvq_run(const kvq_pass *pass, const void *P, double multiply_adds, int num_threads)
 {
     const ptrdiff_t tasks = pass->tasks(P);
-    ptrdiff_t threads = num_threads < MAX_THREADS ? num_threads : MAX_THREADS;
-    if ((double)threads > multiply_adds / KVQ_WORTH_A_THREAD)
-        threads = (ptrdiff_t)(multiply_adds / KVQ_WORTH_A_THREAD);
-    if (threads > tasks) threads = tasks;
-
+    const int most = least(num_threads < tasks ? num_threads : tasks, MAX_THREADS);
+    const int worth_waking = least(most, multiply_adds / KVQ_WORTH_WAKING);
+    const int worth_taking = least(most, multiply_adds / KVQ_WORTH_A_THREAD);
     const size_t bytes = pass->workspace_bytes(P) + CACHE_LINE; /* a line apart: no false sharing */
     const size_t each = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    if (threads < 2) return run_alone(pass, P, each);
 
-    job *j = malloc(sizeof(job) + each * (size_t)threads + CACHE_LINE);
-    if (!j) return -1;
-    j->pass = pass;
-    j->problem = P;
-    j->tasks = tasks;
-    j->chunk = tasks / (8 * threads) + 1; /* few enough to be cheap, enough to even out */
-    j->workspaces = aligned((char *)(j + 1));
-    j->workspace_bytes = each;
-    atomic_init(&j->taken, 0);
-    atomic_init(&j->done, 0);
-    atomic_init(&j->workspaces_used, 0);
-    atomic_init(&j->holders, 1); /* the calling thread */
-    pthread_mutex_init(&j->lock, NULL);
-    pthread_cond_init(&j->all_done, NULL);
-
-    pthread_attr_t detached;
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    for (ptrdiff_t t = 1; t < threads; t++) {
-        pthread_t id;
-        atomic_fetch_add(&j->holders, 1);
-        if (pthread_create(&id, &detached, thread_main, j) != 0) { /* do without */
-            atomic_fetch_sub(&j->holders, 1);
-            break;
-        }
-    }
-    pthread_attr_destroy(&detached);
-    take_tasks(j);
-    wait_until_done(j);
-    leave(j);
-    return 0;
+    if (worth_taking < 2) return run_alone(pass, P, each);
+    if (worth_waking > 1) return run_with_helpers(pass, P, each, worth_waking, 1);
+    const int awake = kvq_awake(worth_taking - 1);
+    const int failed = awake ? run_with_helpers(pass, P, each, awake + 1, 0) : run_alone(pass, P, each);
+    kvq_small_job_ends();
+    return failed;
 }

@@ -11,11 +11,13 @@ typedef struct {
     void (*run)(const void *problem, void *workspace, ptrdiff_t task);
 } kvq_pass;
 
-/* Multiply-adds for which a thread is worth making; measured. */
+/* Multiply-adds for which a thread is worth taking, and for which one is worth waking; measured. */
 #ifdef KVQ_BOUNDS_CHECK
 #define KVQ_WORTH_A_THREAD 1.0 /* a checked build is for tests: let small problems use threads too */
+#define KVQ_WORTH_WAKING 1.0
 #else
-#define KVQ_WORTH_A_THREAD 4e6
+#define KVQ_WORTH_A_THREAD 2.5e5
+#define KVQ_WORTH_WAKING 4e6
 #endif
 
 /* Run all tasks, on as many threads as the work is worth (multiply_adds says how much that is) but

@@ -7,12 +7,13 @@ microsecond: they look at everything, and whatever is not plain they leave to th
 """
 import numpy as np
 
+from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite, sqrt
 from libc.string cimport memcpy
 cimport numpy as cnp
 from arrays cimport (
-    check_memory, check_shape, check_threads, dense, is_plain, kvq_build, kvq_chosen_level, kvq_level, real_type,
-    table_of,
+    check_memory, check_shape, check_threads, dense, is_plain, kvq_build, kvq_chosen_level, kvq_level, kvq_share_pool,
+    real_type, table_of,
 )
 from plain cimport can_take_the_result, has_shape_of, like, measure, plain_sizes
 
@@ -64,6 +65,7 @@ cdef extern from "tiled.h" nogil:
         KVQ_EXPRESSIVE
 
 cnp.import_array()
+pool = PyCapsule_New(kvq_share_pool(), "kvq_ref._ext.tiled.pool", NULL)  # of helpers, for all modules
 
 SOFTMAX = KVQ_SOFTMAX
 EXPRESSIVE = KVQ_EXPRESSIVE

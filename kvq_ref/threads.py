@@ -8,6 +8,7 @@ innermost ``use_num_threads`` says. Results do not depend on it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import numbers
 import os
@@ -64,15 +65,26 @@ def use_num_threads(limit: int) -> Iterator[None]:
 
 def num_threads() -> int:
     """Threads that a kernel may use, here and now."""
-    return min(limit for limit in (available_threads(), _pool_limit(), _limit.get()) if limit)
+    threads = available_threads()
+    for limit in (_pool_limit(), _limit.get()):
+        if limit and limit < threads:
+            threads = limit
+    return threads
 
 
 def available_threads() -> int:
     """What the process has: the first number of OMP_NUM_THREADS, else the processors it may run on."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if wanted.isascii() and wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
+    wanted = _first_number(os.environ.get("OMP_NUM_THREADS", ""))
+    if wanted:
+        return wanted
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache  # small calls ask each time
+def _first_number(text: str) -> int:
+    """3 of "3,2"; 0 where there is none."""
+    first = text.split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() else 0
 
 
 # ---- threadpoolctl ---------------------------------------------------------------------

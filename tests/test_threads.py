@@ -141,7 +141,8 @@ def test_kernels_ask(masked: bool, rng: np.random.Generator, monkeypatch: pytest
 
 # ---- Results -------------------------------------------------------------------------
 
-LARGE = [(2, 3, 200, 210, 32, 33), (1, 1, 700, 650, 16, 64), (40, 2, 33, 47, 16, 16)]  # each worth several threads
+# each worth waking several threads; the last two are worth those that are awake
+LARGE = [(2, 3, 200, 210, 32, 33), (1, 1, 700, 650, 16, 64), (40, 2, 33, 47, 16, 16), (64, 4, 16, 16, 16, 16)]
 
 
 @pytest.mark.usefixtures("_eight_threads")
@@ -241,6 +242,100 @@ def test_switches_do_not_meet(form: Form, rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(results[i], expected[i])
 
 
+# ---- Helpers -------------------------------------------------------------------------
+
+
+def threads_of_the_process() -> int:
+    """Once those that have been joined are gone, too."""
+    counts = [len(os.listdir("/proc/self/task"))]
+    while len(counts) < 5 or len(set(counts[-5:])) > 1:
+        time.sleep(0.01)
+        counts.append(len(os.listdir("/proc/self/task")))
+    return counts[-1]
+
+
+def in_a_process_of_its_own(work: Callable[[], bool]) -> bool:
+    """Where no call has made helpers yet."""
+    return fork(work) == "true"
+
+
+only_on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system lists no threads")
+
+
+@only_on_linux
+@only_with_kernels
+@pytest.mark.usefixtures("_eight_threads")
+def test_helpers_are_shared(rng: np.random.Generator) -> None:
+    """Calls of all kernels, from many threads at once, have together no more helpers than one call wants."""
+    q, k, v = rng.standard_normal((3, 16, 300, 32))
+
+    def call_everything() -> None:
+        for _ in range(5):
+            kvq.softmax_attention(q, k, v)
+            kvq.linear_attention(q, k, v, is_causal=True)
+            kvq.intention(q, k, v, alpha=0.5)
+
+    def counts() -> bool:
+        before = threads_of_the_process()
+        call_everything()
+        alone = threads_of_the_process()
+        callers = [threading.Thread(target=call_everything) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        return alone == threads_of_the_process() == before + 7
+
+    assert in_a_process_of_its_own(counts)
+
+
+@only_on_linux
+@only_with_kernels
+@pytest.mark.usefixtures("_eight_threads")
+def test_calls_on_one_thread_make_no_helpers(rng: np.random.Generator) -> None:
+    q, k, v = rng.standard_normal((3, 16, 300, 32))
+
+    def counts() -> bool:
+        before = threads_of_the_process()
+        with kvq.use_num_threads(1):
+            kvq.softmax_attention(q, k, v)
+        return threads_of_the_process() == before
+
+    assert in_a_process_of_its_own(counts)
+
+
+@only_with_kernels
+@pytest.mark.usefixtures("_eight_threads")
+def test_helpers_sleep(parallel_call: Any) -> None:
+    """Soon after a call its helpers leave the processors to others."""
+    call, _ = parallel_call
+    call()
+    time.sleep(0.02)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.03
+
+
+@only_with_kernels
+@pytest.mark.usefixtures("_eight_threads")
+@pytest.mark.parametrize("gap", [0.0, 1e-5, 1e-4], ids=["at once", "soon", "later"])
+def test_small_calls_one_after_another(gap: float, rng: np.random.Generator) -> None:
+    """Whether helpers are awake, fall asleep or sleep makes no difference to a result."""
+    q, k, v, dout = rng.standard_normal((4, 64, 4, 16, 16))
+
+    def evaluate() -> list[Any]:
+        out, pullback = kvq.vjp(kvq.softmax_attention, q, k, v)
+        return [out, *pullback(dout)[:3]]
+
+    with kvq.use_num_threads(1):
+        expected = evaluate()
+    for _ in range(100):
+        assert agree(evaluate(), expected)
+        end = time.perf_counter() + gap
+        while time.perf_counter() < end:
+            pass
+
+
 # ---- Fork ----------------------------------------------------------------------------
 
 
@@ -266,14 +361,18 @@ def fork(work: Callable[[], bool], seconds: float = 60.0) -> str:
     return "hangs"
 
 
-@pytest.fixture
-def parallel_call(rng: np.random.Generator) -> tuple[Callable[[], list[Any]], list[Any]]:
+@pytest.fixture(params=[(4, 300, 32), (256, 16, 16)], ids=["great", "small"])
+def parallel_call(
+    request: pytest.FixtureRequest, rng: np.random.Generator
+) -> tuple[Callable[[], list[Any]], list[Any]]:
     """A call, forward and backward, that uses threads, and its result."""
-    q, k, v = rng.standard_normal((3, 4, 300, 32))
+    q, k, v = rng.standard_normal((3, *request.param))
 
     def call() -> list[Any]:
-        out, pullback = kvq.vjp(kvq.softmax_attention, q, k, v, is_causal=True)
-        return [out, *pullback(v)[:3]]
+        for _ in range(4):  # small ones have helpers from the third on
+            out, pullback = kvq.vjp(kvq.softmax_attention, q, k, v, is_causal=True)
+            grads = pullback(v)[:3]
+        return [out, *grads]
 
     return call, call()
 
