@@ -23,7 +23,8 @@ typedef struct {
     kvq_offer offer; /* comes first: a helper knows the job by it */
     const kvq_pass *pass;
     const void *problem;
-    ptrdiff_t tasks, chunk;
+    ptrdiff_t tasks;
+    int threads;
     atomic_ptrdiff_t taken, done; /* tasks */
     atomic_int workspaces_used;
     char *workspaces;
@@ -40,19 +41,30 @@ static void leave(job *j)
     free(j);
 }
 
-/* Tasks are taken in chunks. Which thread takes which does not matter: results are disjoint. */
+/* Several at once while there are many, so that taking costs little, and at the end one by one, so that all
+ * threads end together. Returns how many, from *start on; 0 if none is left. */
+static ptrdiff_t take_some(job *j, ptrdiff_t *start)
+{
+    ptrdiff_t taken = atomic_load(&j->taken), n;
+    do {
+        if (taken == j->tasks) return 0;
+        n = (j->tasks - taken) / (4 * j->threads) + 1;
+    } while (!atomic_compare_exchange_weak(&j->taken, &taken, taken + n));
+    *start = taken;
+    return n;
+}
+
+/* Which thread takes which task does not matter: results are disjoint. */
 static void take_tasks(job *j)
 {
     char *workspace = NULL;
-    for (;;) {
-        const ptrdiff_t start = atomic_fetch_add(&j->taken, j->chunk);
-        if (start >= j->tasks) return;
-        const ptrdiff_t end = start + j->chunk < j->tasks ? start + j->chunk : j->tasks;
+    ptrdiff_t start, n;
+    while ((n = take_some(j, &start)) > 0) {
         if (!workspace)
             workspace = j->workspaces +
                         (size_t)atomic_fetch_add(&j->workspaces_used, 1) * j->workspace_bytes;
-        for (ptrdiff_t task = start; task < end; task++) j->pass->run(j->problem, workspace, task);
-        if (atomic_fetch_add(&j->done, end - start) + end - start == j->tasks) {
+        for (ptrdiff_t task = start; task < start + n; task++) j->pass->run(j->problem, workspace, task);
+        if (atomic_fetch_add(&j->done, n) + n == j->tasks) {
             pthread_mutex_lock(&j->lock);
             pthread_cond_signal(&j->all_done);
             pthread_mutex_unlock(&j->lock);
@@ -96,7 +108,7 @@ static int run_with_helpers(const kvq_pass *pass, const void *P, size_t workspac
     j->pass = pass;
     j->problem = P;
     j->tasks = pass->tasks(P);
-    j->chunk = j->tasks / (8 * threads) + 1; /* few enough to be cheap, enough to even out */
+    j->threads = threads;
     j->workspaces = aligned((char *)(j + 1));
     j->workspace_bytes = workspace_bytes;
     atomic_init(&j->taken, 0);
