@@ -199,8 +199,13 @@ static void attend_inside(const sweep *w, const columns *c, idx nx, idx ny, cons
         product_along_rows(rows, vectors(n), w->inner, x + i * w->inner, w->inner, s->yt + from,
                            CHUNK, s->w, CHUNK, OVERWRITE);
         hide(w->sees, i < ny ? rows : 0, s->w + (i - from));
-        product_along_rows(rows, c->nv, n, s->w, CHUNK, z.at + from * z.stride, z.stride,
-                           out.at + i * out.stride, out.stride, how);
+        for (idx r = 0; r < rows; r += BLOCK_ROWS) { /* what any row of these sees */
+            const idx skipped = w->sees == EARLIER ? 0 : min_idx(r, n);
+            const idx met = w->sees == EARLIER ? min_idx(i + r + BLOCK_ROWS, ny) : n - skipped;
+            product_along_rows(min_idx(BLOCK_ROWS, rows - r), c->nv, met, s->w + r * CHUNK + skipped, CHUNK,
+                               z.at + (from + skipped) * z.stride, z.stride, out.at + (i + r) * out.stride, out.stride,
+                               how);
+        }
     }
 }
 
