@@ -64,9 +64,9 @@ def test_a_cart_is_held_at_the_teachers_place() -> None:
 
 
 def test_who_pushes_as_the_car_moves_is_up_soonest(rng: np.random.Generator) -> None:
-    """About 115 steps, by where it starts; to be slack costs 30 steps and more."""
-    begun = starts(MOUNTAIN_CAR, rng, 20)
-    best, slack = (returns(MOUNTAIN_CAR, begun, [Rock(x, 0.0)] * 20).mean() for x in (0.0, 0.008))
+    """About 115 steps, with a deviation of 27 by where it starts; to be slack costs 30 steps and more."""
+    begun = starts(MOUNTAIN_CAR, rng, 100)
+    best, slack = (returns(MOUNTAIN_CAR, begun, [Rock(x, 0.0)] * 100).mean() for x in (0.0, 0.008))
     assert best > -130
     assert slack < best - 30
 
