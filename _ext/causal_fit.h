@@ -145,7 +145,7 @@ static void causal_fit_chunk(const ridge_problem *P, idx n, const real *q, const
     halve(P, n, k, q, alpha, uz, s->pq, both);
 
     upper_along_columns(w, n, d, longest, s->pq, both, s->pq, both, f->own);
-    const idx served = eliminate_leverages(w, n, f->own, s->diagonal);
+    const idx served = eliminate_leverages(w, n, uz ? 0 : d, f->own, s->diagonal);
     *f->count = (real)served;
     upper_along_columns(w, served, d, longest, s->pq, both, qt, both, f->x);
 

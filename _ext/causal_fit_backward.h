@@ -28,6 +28,7 @@ typedef struct {
     real *pyu;      /* (d, 3 w)   P^T, y^T and u^T: tokens in the lanes */
     real *gt;       /* (dv, w) dout^T */
     real *x, *z;    /* (ROWS, w) */
+    real *z_chunk;  /* (ROWS, w)  z of those served by chunk, where some are not */
     real *y;        /* (ROWS, padded(d))  rows of y */
     real *k, *v, *g; /* copies of ROWS rows; g: of dout */
     real *u, *dk, *dv; /* ROWS rows that do not fit their place: dq = u, dk, dv */
@@ -48,6 +49,7 @@ INLINE size_t causal_backward_layout(const ridge_problem *P, void *base, causal_
     s->gt = carve(&c, dv * w);
     s->x = carve(&c, ROWS * w);
     s->z = carve(&c, ROWS * w);
+    s->z_chunk = carve(&c, ROWS * w);
     s->y = carve(&c, ROWS * dp);
     s->k = carve(&c, copied_rows(ROWS, d));
     s->v = carve(&c, copied_rows(ROWS, dv));
@@ -114,14 +116,16 @@ static void by_regression(const ridge_problem *P, idx n, const real *q, const re
     rows_from_lanes(P, n, yt, stride, y, u);
 }
 
-/* Tokens from..n-1 of a chunk, each with its own elimination; then x and z of all, by their definition.
+/* Tokens from..n-1 of a chunk, each with its own elimination; x and z of these by their definition, while those of
+ * the tokens before them stay as the chunk has them: y, a small difference, has lost what they know.
  * hr: before the chunk, NULL for 0. Returns x. */
 static const real *one_by_one(const ridge_problem *P, idx from, idx n, const real *q, const real *k,
-                              const real *v, const real *dout, real alpha, const real *hr, real *u,
-                              causal_backward_scratch *s)
+                              const real *v, const real *dout, real alpha, const real *hr, const real *x_chunk,
+                              real *u, causal_backward_scratch *s)
 {
     const idx d = P->d, dv = P->dv, dp = padded(d), bytes = d * fit_stride(P) * (idx)sizeof(real);
     const idx w = padded(n);
+    memcpy(s->z_chunk, s->z, (size_t)(from * w) * sizeof(real));
     if (hr) memcpy(s->hr, hr, (size_t)bytes);
     else memset(s->hr, 0, (size_t)bytes);
     add_rows(P, from, k, v, s->k, s->v, s->hr);
@@ -142,6 +146,10 @@ static const real *one_by_one(const ridge_problem *P, idx from, idx n, const rea
                            s->z + r * w + r, w, SUBTRACT);
         hide_later_keys(w, n, r, s->x);
         hide_later_keys(w, n, r, s->z);
+    }
+    for (idx key = 0; key < from; key++) {
+        memcpy(s->x + key * w, x_chunk + key * w, (size_t)from * sizeof(real));
+        memcpy(s->z + key * w, s->z_chunk + key * w, (size_t)from * sizeof(real));
     }
     return s->x;
 }
@@ -264,7 +272,7 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         if (chunk > 0) fetch_chunk_before(P, chunk, q, k, v, dout, factors, dq, dk, dv_out);
         transpose_padded(together, dv, gt, dv, s.gt, w, 1);
         if (together > 0) by_chunk(P, w, together, qt, kt, alpha, uz, &f, u, &s);
-        if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, u, &s);
+        if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, f.x, u, &s);
 
         if (has_later) gradients_from_later(P, n, kt, vt, dk_rows, dv_rows, &s);
         const real *rows_g = whole_vectors(n, dv, gt, s.g);

@@ -163,7 +163,7 @@ static void factor_chunk(idx n, idx d, const real *k, chunk_factors *f, real *di
     transpose_padded(n, d, k, d, f->mt, w, 1);
     solve_tokens(n, d, f, f->mt);
     upper_along_rows(w, n, d, SHORT, k, d, f->mt, f->own);
-    const idx served = eliminate_leverages(w, n, f->own, diagonal);
+    const idx served = eliminate_leverages(w, n, 0, f->own, diagonal);
     *f->count = (real)served;
     idx steep = 0;
     while (steep < served && diagonal[steep] <= 1 + STEEP) steep++;

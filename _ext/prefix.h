@@ -16,7 +16,8 @@
  * What a key adds to the knowledge of H is its leverage, k.H^-1 k. If that is large, as it is for the
  * first keys and a small alpha, then H_t^-1 q is a small difference of large terms: as many digits are
  * lost as the leverage has. From such a key to the end of its chunk each token has an elimination of
- * its own.
+ * its own. Not so for the first d keys of all, where H = alpha I and it is x that is wanted: there an
+ * elimination for each token loses as much, and what is lost of y = H_t^-1 q, x does not see.
  *
  * Token t does not depend, bit for bit, on any later one.
  */
@@ -28,6 +29,7 @@
 #include "rows.h"
 
 #define LARGEST_LEVERAGE 150 /* costs two digits at worst */
+#define LARGEST_OF_FIRST ((real)1e-2 / REAL_EPSILON) /* leaves two digits to the 1 in I + A */
 
 /* ---- how tokens are cut ---------------------------------------------------------------------- */
 /* Tokens with a regression of their own; the queries after them see all keys. */
@@ -105,13 +107,17 @@ INLINE void weights_of_prefixes(idx w, idx n, idx r, idx nv, const real *own, re
     substitute_up(keys, own, w, nv, b + r, w);
 }
 
-/* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. */
-INLINE idx eliminate_leverages(idx w, idx n, real *a, real *diagonal)
+/* A <- the elimination of I + A; returns how many tokens come before one of too much leverage. Each of the `first`
+ * ones may have much, but then none after these is served. */
+INLINE idx eliminate_leverages(idx w, idx n, idx first, real *a, real *diagonal)
 {
     for (idx s = 0; s < n; s++) {
         const real leverage = a[s * w + s];
-        if (!(leverage < LARGEST_LEVERAGE)) n = s;
-        else diagonal[s] = a[s * w + s] = 1 + leverage;
+        if (!(leverage < (s < first ? LARGEST_OF_FIRST : LARGEST_LEVERAGE))) n = s;
+        else {
+            if (leverage >= LARGEST_LEVERAGE) n = min_idx(n, first);
+            diagonal[s] = a[s * w + s] = 1 + leverage;
+        }
     }
     return eliminate(n, vectors(n), a, w, diagonal, 0);
 }

@@ -62,6 +62,7 @@ typedef uint64_t bits;
 #define LANES (VECTOR_BYTES / 8)
 #define REAL_LOWEST (-1.7976931348623157e308)
 #define REAL_TINY 2.2250738585072014e-308 /* smallest normal number */
+#define REAL_EPSILON 2.220446049250313e-16
 #define REAL_HUGE_SCORE 1e150             /* its square is finite, and 1 + square == square */
 #define REAL_RESCUE 18446744073709551616.0
 #elif defined(KVQ_F32)
@@ -70,6 +71,7 @@ typedef uint32_t bits;
 #define LANES (VECTOR_BYTES / 4)
 #define REAL_LOWEST (-3.40282347e38f)
 #define REAL_TINY 1.17549435e-38f
+#define REAL_EPSILON 1.1920929e-7f
 #define REAL_HUGE_SCORE 1e18f
 #define REAL_RESCUE 18446744073709551616.0f
 #else

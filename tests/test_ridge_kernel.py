@@ -182,6 +182,29 @@ def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) 
     assert_near_alpha(got.alpha, grads.q, y, 1e-10)  # dq is u, of the regression and of the preconditioner
 
 
+@pytest.mark.parametrize("repeated", [False, True], ids=["others", "repeated"])
+@pytest.mark.parametrize(("tokens", "d"), [(16, 16), (40, 8), (48, 24), (64, 32), (130, 64)])
+def test_a_small_alpha(tokens: int, d: int, repeated: bool, rng: np.random.Generator) -> None:
+    """The first d keys have leverages of thousands: some digits are lost by that, of keys that differ fewer. Where some
+    tokens of a chunk are served by it and some are not, those served keep their weights and residuals.
+    """
+    alpha = 2.0**-7
+    q, k, v, dout = (rng.standard_normal((15, tokens, d)).astype("float32") for _ in range(4))
+    if repeated:
+        k = np.take_along_axis(k, rng.integers(0, tokens // 4, (15, tokens, 1)), 1)
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=alpha, is_causal=True)
+    np.testing.assert_array_equal(out, kvq.intention(q, k, v, alpha=alpha, is_causal=True))
+    wide = (x.astype("float64") for x in (q, k, v))
+    expected, expected_pullback = kvq.vjp(kvq.intention, *wide, alpha=alpha, is_causal=True, implementation="reference")
+    got, grads = pullback(dout), expected_pullback(dout.astype("float64"))
+    leverage = np.square(k).sum(-1).max() / alpha
+    bar = np.finfo("float32").eps * leverage * (4 if repeated else 1 / 6)
+    found = {"out": (out, expected)} | {name: (getattr(got, name), getattr(grads, name)) for name in "qkv"}
+    for name, (x, y) in found.items():
+        errors = np.linalg.norm(x - y, axis=(1, 2)) / np.linalg.norm(y, axis=(1, 2))
+        assert np.median(errors) < bar, name  # single heads may have two keys that nearly agree
+
+
 @pytest.mark.parametrize("size", [16, 64])
 def test_large_leverages_are_refined(size: int, rng: np.random.Generator) -> None:
     """As many tokens as dimensions: unrefined, q* would lose as many digits as the leverage has."""
