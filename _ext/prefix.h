@@ -29,7 +29,7 @@
 #include "rows.h"
 
 #define LARGEST_LEVERAGE 150 /* costs two digits at worst */
-#define LARGEST_OF_FIRST ((real)1e-2 / REAL_EPSILON) /* leaves two digits to the 1 in I + A */
+#define LARGEST_OF_FIRST ((real)2e-3 / REAL_EPSILON) /* leaves three digits to the 1 in I + A */
 
 /* ---- how tokens are cut ---------------------------------------------------------------------- */
 /* Tokens with a regression of their own; the queries after them see all keys. */
