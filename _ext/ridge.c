@@ -7,6 +7,7 @@
  * see the same keys. prefix.h tells how a regression for every prefix comes at the price of one
  * elimination for each chunk of tokens; causal_fit.h and precondition.h use that.
  */
+#include "bundle_fit.h"
 #include "causal_fit_backward.h"
 #include "fit.h"
 #include "precondition_backward.h"
@@ -34,14 +35,16 @@ static int fit(const ridge_problem *P, int num_threads)
 {
     static const kvq_pass shared = {entries, fit_workspace_bytes, fit_run};
     static const kvq_pass causal = {entries, causal_fit_workspace_bytes, causal_fit_run};
-    return kvq_run(P->is_causal ? &causal : &shared, P, work_of_fit(P), num_threads);
+    static const kvq_pass bundled = {bundles, bundle_workspace_bytes, bundle_fit_run};
+    return kvq_run(is_bundled(P) ? &bundled : P->is_causal ? &causal : &shared, P, work_of_fit(P), num_threads);
 }
 
 static int fit_backward(const ridge_problem *P, int num_threads)
 {
     static const kvq_pass shared = {entries, fit_backward_workspace_bytes, fit_backward_run};
     static const kvq_pass causal = {entries, causal_backward_workspace_bytes, causal_backward_run};
-    return kvq_run(P->is_causal ? &causal : &shared, P, 2 * work_of_fit(P), num_threads);
+    static const kvq_pass bundled = {bundles, bundle_backward_workspace_bytes, bundle_backward_run};
+    return kvq_run(is_bundled(P) ? &bundled : P->is_causal ? &causal : &shared, P, 2 * work_of_fit(P), num_threads);
 }
 
 static int precondition(const ridge_problem *P, int num_threads)
@@ -59,7 +62,8 @@ static int precondition_backward(const ridge_problem *P, int num_threads)
 
 static idx factors(const ridge_problem *P)
 {
-    return P->is_causal ? causal_fit_factors_count(P) : fit_factors(P);
+    if (!P->is_causal) return fit_factors(P);
+    return is_bundled(P) ? bundled_factors_count(P) : causal_fit_factors_count(P);
 }
 
 extern const ridge_table KVQ_TABLE(ridge);

@@ -157,11 +157,12 @@ def fit_backward(dout, q, k, v, alpha, state, bint is_causal, served, factors, d
     t = describe(&p, q, k, alpha)
     describe_values(&p, t, v)
     p.is_causal = is_causal
+    if state is not None:
+        p.gram = dense("gram", state[0], t, False, p.batch, p.d, p.d)
     kernels = <const ridge_table *> table_of(ridge_builds, t, simd)
     p.served = <Py_ssize_t *> of_entries("served", served, cnp.NPY_INTP, p.batch)
     p.factors = address_of_factors(factors, q, p.batch, kernels.fit_factors(&p))
     if state is not None:
-        p.gram = dense("gram", state[0], t, False, p.batch, p.d, p.d)
         p.dgram = dense("dgram", dstate[0], t, True, p.batch, p.d, p.d)
         p.dmoment = dense("dmoment", dstate[1], t, True, p.batch, p.d, p.dv)
     p.dresult = dense("dout", dout, t, False, p.batch, p.Tq, p.dv)

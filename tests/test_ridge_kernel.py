@@ -30,9 +30,18 @@ SIZES = [  # batch, Tq, Tk, d, dv
     (3, 16, 16, 16, 16),
     (2, 65, 65, 32, 32),
 ]
+MANY = [  # heads for most of the lanes of a vector: of 16 float32, or fewer
+    (16, 16, 16, 16, 16),
+    (33, 5, 5, 3, 4),
+    (17, 50, 50, 8, 8),
+    (48, 33, 33, 24, 20),
+    (16, 32, 32, 32, 31),
+    (20, 1, 1, 1, 1),
+    (64, 40, 40, 16, 13),
+]
 each_level = pytest.mark.parametrize("simd", LEVELS)
 each_dtype = pytest.mark.parametrize("dtype", BARS)
-each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
+each_size = pytest.mark.parametrize("sizes", SIZES + MANY, ids=str)
 each_order = pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
 
 
@@ -144,9 +153,10 @@ def test_precondition(
         assert relative_error(grad, expected[name]) < BARS[dtype], name
 
 
+@pytest.mark.parametrize("sizes", [(5, 200, 200, 33, 17), (90, 20, 20, 8, 8)], ids=str)
 @each_level
-def test_threads_change_no_bit(simd: str, rng: np.random.Generator) -> None:
-    q, k, v, alpha, *_ = problem((5, 200, 200, 33, 17), "float32", rng)
+def test_threads_change_no_bit(simd: str, sizes: tuple[int, ...], rng: np.random.Generator) -> None:
+    q, k, v, alpha, *_ = problem(sizes, "float32", rng)
     results = []
     for threads in (1, 2, 3, 5):
         out, causal, q_star = poisoned(v, v, q)
@@ -216,11 +226,12 @@ def test_large_leverages_are_refined(size: int, rng: np.random.Generator) -> Non
     assert relative_error(q_star, exact) < 8 * np.finfo("float32").eps
 
 
+@pytest.mark.parametrize(("batch", "d"), [(2, 20), (16, 8)], ids=str)
 @pytest.mark.parametrize("later", ["others", 1e4, 1e25, "same"], ids=str)
 @each_dtype
-def test_the_future_changes_no_bit(dtype: str, later: Any, rng: np.random.Generator) -> None:
+def test_the_future_changes_no_bit(dtype: str, later: Any, batch: int, d: int, rng: np.random.Generator) -> None:
     """Also where it makes the regressions of later queries singular, and a wider type serves those."""
-    q, k, v = (rng.standard_normal((2, 90, n)).astype(dtype) for n in (20, 20, 5))
+    q, k, v = (rng.standard_normal((batch, 90, n)).astype(dtype) for n in (d, d, 5))
     calm, calm_star = kvq.intention(q, k, v, alpha=0.1, is_causal=True), preconditioned(q, k)
     for t in (1, 17, 40, 64, 89):
         wild_k, wild_v = k.copy(), v.copy()
@@ -233,6 +244,41 @@ def test_the_future_changes_no_bit(dtype: str, later: Any, rng: np.random.Genera
         np.testing.assert_array_equal(wild[:, :t], calm[:, :t])
         np.testing.assert_array_equal(preconditioned(q, wild_k)[:, :t], calm_star[:, :t])
         assert np.isfinite(wild).all()
+
+
+@each_level
+@each_dtype
+def test_heads_that_share_a_vector_do_not_meet(dtype: str, simd: str, rng: np.random.Generator) -> None:
+    """One is served alike whatever the others hold, keys that no float32 can serve among it."""
+    q, k, v, alpha, *_ = problem((40, 30, 30, 8, 7), dtype, rng)
+    dout = rng.standard_normal(v.shape).astype(dtype)
+    others = np.arange(40) % 3 != 0
+    wild_k = k.copy()
+    wild_k[others, 5] *= 1e4
+    wild_k[others, 25] *= 1e8
+    results = []
+    for keys in (k, wild_k):
+        out, dq, dk, dv = poisoned(v, q, k, v)
+        served, factors = ridge.fit(q, keys, v, alpha, None, True, out, 1, simd=simd)
+        how = (alpha, None, True, served, factors)
+        dalpha = ridge.fit_backward(dout, q, keys, v, *how, dq, dk, dv, None, 1, simd=simd)
+        results.append([x[~others] for x in (served, out, dq, dk, dv, dalpha)])
+        np.testing.assert_array_equal(served[~others], 30)
+    for calm, wild in zip(*results, strict=True):
+        np.testing.assert_array_equal(calm, wild)
+
+
+@pytest.mark.parametrize("where", [0, 9, 20, 29])
+def test_keys_of_much_leverage_among_many_heads(where: int, rng: np.random.Generator) -> None:
+    """Heads with one are served by themselves, from it on; in float64, that the last bits do not matter."""
+    q, k, v, dout = (rng.standard_normal((40, 30, 8)) for _ in range(4))
+    k[::3, where] *= 1e3
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
+    expected, expected_pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="reference")
+    assert relative_error(out, expected) < 1e-9
+    got, grads = pullback(dout), expected_pullback(dout)
+    for name in ("q", "k", "v"):
+        assert relative_error(getattr(got, name), getattr(grads, name)) < 1e-8, name
 
 
 def preconditioned(q: np.ndarray, k: np.ndarray) -> np.ndarray:
