@@ -44,8 +44,8 @@ typedef struct {
     idx heads, apart, rows, columns;
 } rows_of_heads;
 
-/* Columns c to c + LANES - 1 of row r. */
-INLINE void vectors_into_lanes(const int IS_WHOLE, const rows_of_heads *l, const real *here, idx columns, grid x)
+INLINE void vectors_into_lanes(const int IS_WHOLE, const rows_of_heads *l, const real *here, idx columns, vec factor,
+                               grid x)
 {
     vec part[LANES];
     UNROLL for (int h = 0; h < LANES; h++)
@@ -55,17 +55,17 @@ INLINE void vectors_into_lanes(const int IS_WHOLE, const rows_of_heads *l, const
     }
     transpose_registers(part);
     UNROLL for (int i = 0; i < LANES; i++)
-        if (IS_WHOLE || i < tiles(columns)) store(at(x, 0, i), part[i]);
+        if (IS_WHOLE || i < tiles(columns)) store(at(x, 0, i), part[i] * factor);
 }
 
-/* x(r, c) <- number (r, c) of each head; what is padded is 0. */
-NOINLINE void into_lanes(rows_of_heads l, const real *numbers, grid x)
+/* x(r, c) <- number (r, c) of each head, times its factor; what is padded is 0. */
+NOINLINE void into_lanes(rows_of_heads l, const real *numbers, vec factor, grid x)
 {
     for (idx r = 0; r < l.rows; r++)
         for (idx c = 0; c < l.columns; c += LANES) {
             const real *here = numbers + r * l.columns + c;
-            if (c + LANES <= l.columns) vectors_into_lanes(1, &l, here, LANES, from(x, r, c));
-            else vectors_into_lanes(0, &l, here, l.columns - c, from(x, r, c));
+            if (c + LANES <= l.columns) vectors_into_lanes(1, &l, here, LANES, factor, from(x, r, c));
+            else vectors_into_lanes(0, &l, here, l.columns - c, factor, from(x, r, c));
         }
     for (idx r = 0; r < tiles(l.rows); r++)
         for (idx c = r < l.rows ? padded(l.columns) : 0; c < tiles(l.columns); c++) store(at(x, r, c), (vec){0});
@@ -81,7 +81,11 @@ INLINE void vectors_out_of_lanes(const int IS_WHOLE, const rows_of_heads *l, gri
     }
     transpose_registers(part);
     UNROLL for (int h = 0; h < LANES; h++)
-        if (h < l->heads) store_part(here + h * l->apart, part[h], IS_WHOLE ? LANES : columns);
+    {
+        if (h == l->heads) return;
+        store_part(here, part[h], IS_WHOLE ? LANES : columns);
+        here += l->apart;
+    }
 }
 
 NOINLINE void out_of_lanes(rows_of_heads l, grid x, real *numbers)

@@ -56,40 +56,46 @@ INLINE idx bundle_chunk_tokens(const ridge_problem *P, idx chunk)
 }
 
 /* ---- what backward needs ----------------------------------------------------------------------- */
-/* Of a chunk of n tokens; n, d and dv in whole tiles. */
+/* Of a chunk of n tokens; n, d and dv in whole tiles. Before the first, H + alpha I is known: P and Q' are K and Q over
+ * the root of alpha, and lie next to the rest. */
 typedef struct {
     idx n, d, dv;
     grid u, z, pt, qt; /* d rows:  [H + alpha I | R | K^T | Q^T], eliminated */
-    grid c, y, f, g;   /* n rows:  [I + P P^T | P Q'^T | V - P Z | P], eliminated */
+    grid c, f, g, y;   /* n rows:  [I + P P^T | V - P Z | P | P Q'^T], eliminated */
 } bundle_factors;
 
-INLINE idx bundle_numbers(const ridge_problem *P, idx tokens)
+INLINE idx bundle_numbers(const ridge_problem *P, int has_past, idx tokens)
 {
-    const idx n = tiles(tokens), d = tiles(P->d), dv = tiles(P->dv);
-    return d * row_of_grid(d + dv + 2 * n) + n * row_of_grid(2 * n + dv + d);
+    const idx n = tiles(tokens), d = tiles(P->d), dv = tiles(P->dv), own = 2 * n + dv + d;
+    return has_past ? d * row_of_grid(d + dv + 2 * n) + n * row_of_grid(own) : n * row_of_grid(own + d);
 }
 
 /* How many come before those of a chunk. */
 INLINE idx bundle_numbers_before(const ridge_problem *P, idx chunk)
 {
     if (chunk == 0) return 0;
-    return bundle_numbers(P, first_of_bundle(P)) + (chunk - 1) * bundle_numbers(P, later_of_bundle(P));
+    return bundle_numbers(P, 0, first_of_bundle(P)) + (chunk - 1) * bundle_numbers(P, 1, later_of_bundle(P));
 }
 
 /* `place` is where those of the chunk begin. */
 INLINE bundle_factors bundle_factors_at(const ridge_problem *P, real *place, idx chunk)
 {
+    const int has_past = chunk > 0;
     const idx n = tiles(bundle_chunk_tokens(P, chunk)), d = tiles(P->d), dv = tiles(P->dv);
-    const idx past = row_of_grid(d + dv + 2 * n), own = row_of_grid(2 * n + dv + d);
+    const idx past = row_of_grid(d + dv + 2 * n), own = 2 * n + dv + d;
     bundle_factors f = {.n = n, .d = d, .dv = dv};
-    f.u = (grid){place, past, 1};
-    f.z = from(f.u, 0, d);
-    f.pt = from(f.z, 0, dv);
-    f.qt = from(f.pt, 0, n);
-    f.c = (grid){place + d * past * LANES, own, 1};
+    f.c = (grid){place, row_of_grid(has_past ? own : own + d), 1};
     f.f = from(f.c, 0, n);
     f.g = from(f.f, 0, dv);
     f.y = from(f.g, 0, d);
+    f.pt = turned(f.g);
+    f.qt = turned(from(f.y, 0, n));
+    if (has_past) {
+        f.u = (grid){place + n * f.c.down * LANES, past, 1};
+        f.z = from(f.u, 0, d);
+        f.pt = from(f.z, 0, dv);
+        f.qt = from(f.pt, 0, n);
+    }
     return f;
 }
 
@@ -125,11 +131,13 @@ INLINE grid carve_grid(carver *c, idx rows, idx columns)
 INLINE size_t bundle_layout(const ridge_problem *P, void *base, bundle_scratch *s)
 {
     const idx n = tiles(first_of_bundle(P)), d = tiles(P->d), dv = tiles(P->dv);
+    const idx first = bundle_numbers(P, 0, first_of_bundle(P)), later = bundle_numbers(P, 1, later_of_bundle(P));
+    const idx room = (bundle_chunks(P) > 1 && later > first ? later : first) * LANES;
     carver c = {(uintptr_t)base};
     s->out = carve_grid(&c, n, dv);
     s->least = carve(&c, (n > d ? n : d) * LANES);
     for (int i = 0; i < 2; i++)
-        s->factors[i] = carve(&c, P->factors ? 0 : bundle_numbers(P, first_of_bundle(P)) * LANES);
+        s->factors[i] = carve(&c, P->factors ? 0 : room);
     return c.next - (uintptr_t)base;
 }
 
@@ -161,10 +169,11 @@ static vec bundle_chunk(const ridge_problem *P, idx chunk, idx head, idx heads, 
     const idx t = bundle_chunk_start(P, chunk), tokens = bundle_chunk_tokens(P, chunk);
     const rows_of_heads of_d = {heads, d_heads, tokens, P->d}, of_dv = {heads, dv_heads, tokens, P->dv};
     const int has_past = chunk > 0;
+    const vec one = splat(1), root_of_h = has_past ? one : inverse_roots(alpha);
     ivec regular = ~(ivec){0};
-    into_lanes(of_d, (const real *)P->k + head * d_heads + t * P->d, turned(f->pt));
-    into_lanes(of_d, (const real *)P->q + head * d_heads + t * P->d, turned(f->qt));
-    into_lanes(of_dv, (const real *)P->v + head * dv_heads + t * P->dv, f->f);
+    into_lanes(of_d, (const real *)P->k + head * d_heads + t * P->d, one, turned(f->pt));
+    into_lanes(of_d, (const real *)P->q + head * d_heads + t * P->d, root_of_h, turned(f->qt));
+    into_lanes(of_dv, (const real *)P->v + head * dv_heads + t * P->dv, one, f->f);
 
     if (chunk + 1 < bundle_chunks(P)) {
         product_onto(UPPER, d, d, n, f->pt, turned(f->pt), f->u, has_past ? ADD : OVERWRITE, next->u);
@@ -177,12 +186,12 @@ static vec bundle_chunk(const ridge_problem *P, idx chunk, idx head, idx heads, 
             store(s->least + r * LANES, pivot * pivot_noise(P->d));
         }
         regular = eliminate_in_lanes(d, d + dv + 2 * n, f->u, s->least);
-    } else copy_in_lanes(d, 2 * n, f->pt, inverse_roots(alpha), f->pt);
+    } else copy_in_lanes(n, d, f->g, root_of_h, f->g);
 
     product_in_lanes(UPPER, n, n, d, turned(f->pt), f->pt, f->c, OVERWRITE);
     product_in_lanes(UPPER, n, n, d, turned(f->pt), f->qt, f->y, OVERWRITE);
     if (has_past) product_in_lanes(ALL, n, dv, d, turned(f->pt), f->z, f->f, SUBTRACT);
-    if (P->factors) copy_in_lanes(n, d, turned(f->pt), splat(1), f->g);
+    if (has_past && P->factors) copy_in_lanes(n, d, turned(f->pt), one, f->g);
     const vec served = add_identity(n, has_past || tokens > P->d ? LARGEST_LEVERAGE : LARGEST_OF_FIRST, f->c);
     memset(s->least, 0, (size_t)(n * LANES) * sizeof(real));
     eliminate_in_lanes(n, n + dv + (P->factors ? d : 0), f->c, s->least);
@@ -296,11 +305,10 @@ static void bundle_chunk_backward(const ridge_problem *P, idx chunk, idx head, i
     const int has_past = chunk > 0, has_later = chunk + 1 < bundle_chunks(P);
     s->ut = from(s->yt, 0, n);
     s->dv = from(s->dk, 0, d);
-    into_lanes(of_dv, (const real *)P->dresult + here_dv, s->g);
+    into_lanes(of_dv, (const real *)P->dresult + here_dv, splat(1), s->g);
 
     product_in_lanes(UPPER, n, n, dv, f->f, turned(s->g), s->s, OVERWRITE);
-    copy_in_lanes(d, n, f->qt, splat(1), s->yt);
-    product_in_lanes(BEFORE, n, d, n, turned(f->y), f->g, turned(s->yt), SUBTRACT);
+    product_onto(BEFORE, n, d, n, turned(f->y), f->g, turned(f->qt), SUBTRACT, turned(s->yt));
     if (has_past) product_in_lanes(ALL, n, d, dv, s->g, turned(f->z), turned(s->ut), OVERWRITE);
     product_in_lanes(BEFORE, n, d, n, turned(s->s), f->g, turned(s->ut), has_past ? ADD : OVERWRITE);
     if (has_past) substitute_up_in_lanes(d, 2 * n, f->u, s->yt);
@@ -312,8 +320,8 @@ static void bundle_chunk_backward(const ridge_problem *P, idx chunk, idx head, i
     product_in_lanes(AFTER, n, dv, n, f->y, s->g, s->dv, OVERWRITE);
     substitute_up_in_lanes(n, d + dv, f->c, s->dk);
     if (has_later) {
-        into_lanes(of_d, (const real *)P->k + here_d, s->k);
-        into_lanes(of_dv, (const real *)P->v + here_dv, s->v);
+        into_lanes(of_d, (const real *)P->k + here_d, splat(1), s->k);
+        into_lanes(of_dv, (const real *)P->v + here_dv, splat(1), s->v);
         product_in_lanes(ALL, n, d, dv, s->v, turned(s->a), s->dk, ADD);
         product_in_lanes(ALL, n, d, d, s->k, s->both, s->dk, SUBTRACT);
         product_in_lanes(ALL, n, dv, d, s->k, s->a, s->dv, ADD);
@@ -327,8 +335,12 @@ static void bundle_chunk_backward(const ridge_problem *P, idx chunk, idx head, i
         for (idx r = 0; r < d; r++)
             for (idx c = 0; c < d; c++) store(at(s->both, r, c), load(at(s->n, r, c)) + load(at(s->n, c, r)));
     }
-    for (idx r = 0; r < d; r++)
-        for (idx c = 0; c < n; c++) *trace += load(at(s->ut, r, c)) * load(at(s->yt, r, c));
+    for (idx r = 0; r < d; r++) {
+        vec sum[SIDE] = {{0}};
+        for (idx c = 0; c < n; c += SIDE)
+            UNROLL for (int i = 0; i < SIDE; i++) sum[i] += load(at(s->ut, r, c + i)) * load(at(s->yt, r, c + i));
+        *trace += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
 }
 
 static void bundle_backward_run(const void *problem, void *workspace, idx bundle)
