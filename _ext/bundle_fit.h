@@ -232,6 +232,7 @@ static void bundle_fit_run(const void *problem, void *workspace, idx bundle)
 {
     const ridge_problem *P = problem;
     const idx head = first_head(P, bundle), heads = first_head(P, bundle + 1) - head;
+    KVQ_ASSERT(0 < heads && heads <= LANES);
     bundle_scratch s;
     bundle_layout(P, workspace, &s);
     real *kept = P->factors ? factors_of_bundle(P, bundle) : NULL;
