@@ -178,9 +178,12 @@ def test_threads_change_no_bit(simd: str, sizes: tuple[int, ...], rng: np.random
 @pytest.mark.parametrize("where", [0, 1, 19, 40, 130])
 @pytest.mark.parametrize("form", [kvq.intention, kvq.sigma_intention], ids=lambda form: form.__name__)
 def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) -> None:
-    """A few keys that dwarf the others, and from there to the end of the chunk an elimination for each token."""
+    """A few keys that dwarf the others, and from there to the end of the chunk an elimination for each token.
+
+    30 times: of a leverage of 20,000 the reference, too, loses no more than four digits.
+    """
     q, k, v, dout = (rng.standard_normal((150, n)) for n in (20, 20, 5, 5))
-    k[where] *= 100
+    k[where] *= 30
     out, pullback = kvq.vjp(form, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
     expected, expected_pullback = kvq.vjp(form, q, k, v, alpha=1.0, is_causal=True, implementation="reference")
     assert relative_error(out, expected) < 1e-11
@@ -298,7 +301,7 @@ def test_float32_that_would_fail_is_served_in_float64(is_causal: bool, rng: np.r
     k = (base @ rng.standard_normal((2, 6)) + 1e-4 * rng.standard_normal((3, 40, 6))).astype("float32")
     k[0] = rng.standard_normal(k[0].shape)  # one that float32 can serve
     q, v, dout = (rng.standard_normal((3, 40, n)).astype("float32") for n in (6, 2, 2))
-    options: dict[str, Any] = {"alpha": 1e-5, "is_causal": is_causal, "solver": "cholesky"}
+    options: dict[str, Any] = {"alpha": 1e-7, "is_causal": is_causal, "solver": "cholesky"}
     out, pullback = kvq.vjp(kvq.intention, q, k, v, **options)
     wide = [x.astype("f8") for x in (q, k, v, dout)]
     exact, exact_pullback = kvq.vjp(kvq.intention, *wide[:3], implementation="reference", **options)
