@@ -148,7 +148,7 @@ def fit_backward(dout, q, k, v, alpha, state, bint is_causal, served, factors, d
                  int num_threads, *, simd=None):
     """The gradients for `dout`, written to dq, dk, dv and, unless state is None, dstate (dgram, dmoment).
 
-    Returns dalpha (B,). Nothing is written where `served` is below Tq.
+    Returns dalpha (B,). Gradients of entries whose `served` is below Tq are not set: what they hold means nothing.
     """
     cdef ridge_problem p
     cdef const ridge_table *kernels
