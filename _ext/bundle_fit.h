@@ -9,19 +9,14 @@
  *
  *     out_t = Q'_t Z + sum_{s <= t} Y[s][t] F_s
  *
- * and neither are weights and residuals wanted: x_t = C_t^-1 Y_t and z_t = C_t^-1 S_t, S[s][t] = F_s . dout_t, so
- *
- *     y_t = U^-1 (Q'_t - sum_{s <= t} Y[s][t] G_s)           dq_t = u_t = U^-1 (Z dout_t + sum_{s <= t} S[s][t] G_s)
- *     dk  = C^-1 [sum_{t >= s} S[s][t] y_t - Y[s][t] u_t]_s       dv = C^-1 [sum_{t >= s} Y[s][t] dout_t]_s
- *
- * and what later chunks add (causal_fit_backward.h). From a key of too much leverage on a head is left to causal_fit.h,
- * all of its gradients too.
+ * The weights x_t = C_t^-1 Y_t are never wanted, not even backward, which alone needs G (bundle_fit_backward.h).
+ * From a key of too much leverage on, a head is left to causal_fit.h.
  */
 #ifndef KVQ_BUNDLE_FIT_H
 #define KVQ_BUNDLE_FIT_H
 
 #include "bundle.h"
-#include "causal_fit_backward.h"
+#include "causal_fit.h"
 
 INLINE idx bundles_of(idx batch) { return (batch + LANES - 1) / LANES; }
 static idx bundles(const void *problem) { return bundles_of(((const ridge_problem *)problem)->batch); }
@@ -29,11 +24,19 @@ static idx bundles(const void *problem) { return bundles_of(((const ridge_proble
 /* Even shares, so that no bundle is nearly empty. */
 INLINE idx first_head(const ridge_problem *P, idx bundle) { return bundle * P->batch / bundles_of(P->batch); }
 
+/* A lane each; those beyond the last head repeat it. */
+INLINE vec alpha_of_heads(const ridge_problem *P, idx head, idx heads)
+{
+    vec alpha;
+    for (idx h = 0; h < LANES; h++) alpha[h] = (real)P->alpha[head + min_idx(h, heads - 1)];
+    return alpha;
+}
+
 /* The narrower heads are, the more a bundle gains on causal_fit.h, and the more lanes may be empty. With 16 lanes and
  * d = 8 it is 3 times as fast, with 16 twice, with 32 a little, where there is no past to fit into the cache too. */
 static int is_bundled(const ridge_problem *P)
 {
-    const idx wider = P->d > P->dv ? P->d : P->dv;
+    const idx wider = max_idx(P->d, P->dv);
     return P->is_causal && !P->gram && P->Tq == P->Tk && wider <= 2 * LANES && (wider <= 24 || P->Tq <= 32) &&
            5 * P->batch >= bundles_of(P->batch) * (2 * wider + LANES);
 }
@@ -132,16 +135,14 @@ INLINE size_t bundle_layout(const ridge_problem *P, void *base, bundle_scratch *
 {
     const idx n = tiles(first_of_bundle(P)), d = tiles(P->d), dv = tiles(P->dv);
     const idx first = bundle_numbers(P, 0, first_of_bundle(P)), later = bundle_numbers(P, 1, later_of_bundle(P));
-    const idx room = (bundle_chunks(P) > 1 && later > first ? later : first) * LANES;
+    const idx room = (bundle_chunks(P) > 1 ? max_idx(first, later) : first) * LANES;
     carver c = {(uintptr_t)base};
     s->out = carve_grid(&c, n, dv);
-    s->least = carve(&c, (n > d ? n : d) * LANES);
+    s->least = carve(&c, max_idx(n, d) * LANES);
     for (int i = 0; i < 2; i++)
         s->factors[i] = carve(&c, P->factors ? 0 : room);
     return c.next - (uintptr_t)base;
 }
-
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 INLINE void copy_in_lanes(idx rows, idx columns, grid x, vec factor, grid to)
 {
@@ -207,7 +208,8 @@ static vec bundle_chunk(const ridge_problem *P, idx chunk, idx head, idx heads, 
 INLINE real *rows_served(const ridge_problem *P, void *workspace)
 {
     bundle_scratch unused;
-    carver c = {(uintptr_t)workspace + larger(bundle_layout(P, NULL, &unused), causal_fit_workspace_bytes(P))};
+    carver c = {(uintptr_t)workspace +
+                (uintptr_t)max_idx((idx)bundle_layout(P, NULL, &unused), (idx)causal_fit_workspace_bytes(P))};
     return carve(&c, P->Tq * P->dv);
 }
 
@@ -236,8 +238,8 @@ static void bundle_fit_run(const void *problem, void *workspace, idx bundle)
     bundle_scratch s;
     bundle_layout(P, workspace, &s);
     real *kept = P->factors ? factors_of_bundle(P, bundle) : NULL;
-    vec alpha, served = splat((real)P->Tq);
-    for (idx h = 0; h < LANES; h++) alpha[h] = (real)P->alpha[head + min_idx(h, heads - 1)];
+    const vec alpha = alpha_of_heads(P, head, heads);
+    vec served = splat((real)P->Tq);
 
     bundle_factors f, next = bundle_factors_at(P, kept ? kept : s.factors[0], 0);
     for (idx chunk = 0; chunk < bundle_chunks(P); chunk++) {
@@ -259,113 +261,6 @@ static void bundle_fit_run(const void *problem, void *workspace, idx bundle)
             P->served[head + h] = P->Tq;
             tell_of(P->not_finite, (const real *)P->result + (head + h) * P->Tq * P->dv, P->Tq * P->dv);
         }
-}
-
-/* ---- backward -------------------------------------------------------------------------------- */
-typedef struct {
-    grid n, both; /* (d, d)    N = sum u_t y_t^T of later tokens, and N + N^T */
-    grid a;       /* (d, dv)   A = sum y_t dout_t^T */
-    grid yt, ut;  /* (d, n)    side by side */
-    grid s;       /* (n, n) */
-    grid g;       /* (n, dv)   dout */
-    grid dk, dv;  /* (n, d), (n, dv)  side by side */
-    grid k, v;    /* (n, d), (n, dv) */
-} bundle_backward_scratch;
-
-INLINE size_t bundle_backward_layout(const ridge_problem *P, void *base, bundle_backward_scratch *s)
-{
-    const idx n = tiles(first_of_bundle(P)), d = tiles(P->d), dv = tiles(P->dv);
-    carver c = {(uintptr_t)base};
-    s->n = carve_grid(&c, d, d);
-    s->both = carve_grid(&c, d, d);
-    s->a = carve_grid(&c, d, dv);
-    s->yt = carve_grid(&c, d, 2 * n);
-    s->s = carve_grid(&c, n, n);
-    s->g = carve_grid(&c, n, dv);
-    s->dk = carve_grid(&c, n, d + dv);
-    s->k = carve_grid(&c, n, d);
-    s->v = carve_grid(&c, n, dv);
-    s->ut = s->dv = (grid){NULL, 0, 0}; /* as many columns on as the chunk has tokens; d on */
-    return c.next - (uintptr_t)base;
-}
-
-static size_t bundle_backward_workspace_bytes(const void *problem)
-{
-    bundle_backward_scratch unused;
-    return larger(bundle_backward_layout(problem, NULL, &unused), causal_backward_workspace_bytes(problem));
-}
-
-/* One chunk; the trace of u_t y_t^T is added up. */
-static void bundle_chunk_backward(const ridge_problem *P, idx chunk, idx head, idx heads, vec alpha,
-                                  const bundle_factors *f, bundle_backward_scratch *s, vec *trace)
-{
-    const idx n = f->n, d = f->d, dv = f->dv, d_heads = P->Tq * P->d, dv_heads = P->Tq * P->dv;
-    const idx t = bundle_chunk_start(P, chunk), tokens = bundle_chunk_tokens(P, chunk);
-    const idx here_d = head * d_heads + t * P->d, here_dv = head * dv_heads + t * P->dv;
-    const rows_of_heads of_d = {heads, d_heads, tokens, P->d}, of_dv = {heads, dv_heads, tokens, P->dv};
-    const int has_past = chunk > 0, has_later = chunk + 1 < bundle_chunks(P);
-    s->ut = from(s->yt, 0, n);
-    s->dv = from(s->dk, 0, d);
-    into_lanes(of_dv, (const real *)P->dresult + here_dv, splat(1), s->g);
-
-    product_in_lanes(UPPER, n, n, dv, f->f, turned(s->g), s->s, OVERWRITE);
-    product_onto(BEFORE, n, d, n, turned(f->y), f->g, turned(f->qt), SUBTRACT, turned(s->yt));
-    if (has_past) product_in_lanes(ALL, n, d, dv, s->g, turned(f->z), turned(s->ut), OVERWRITE);
-    product_in_lanes(BEFORE, n, d, n, turned(s->s), f->g, turned(s->ut), has_past ? ADD : OVERWRITE);
-    if (has_past) substitute_up_in_lanes(d, 2 * n, f->u, s->yt);
-    else copy_in_lanes(d, 2 * n, s->yt, inverse_roots(alpha), s->yt);
-    out_of_lanes(of_d, turned(s->ut), (real *)P->dq + here_d);
-
-    product_in_lanes(AFTER, n, d, n, s->s, turned(s->yt), s->dk, OVERWRITE);
-    product_in_lanes(AFTER, n, d, n, f->y, turned(s->ut), s->dk, SUBTRACT);
-    product_in_lanes(AFTER, n, dv, n, f->y, s->g, s->dv, OVERWRITE);
-    substitute_up_in_lanes(n, d + dv, f->c, s->dk);
-    if (has_later) {
-        into_lanes(of_d, (const real *)P->k + here_d, splat(1), s->k);
-        into_lanes(of_dv, (const real *)P->v + here_dv, splat(1), s->v);
-        product_in_lanes(ALL, n, d, dv, s->v, turned(s->a), s->dk, ADD);
-        product_in_lanes(ALL, n, d, d, s->k, s->both, s->dk, SUBTRACT);
-        product_in_lanes(ALL, n, dv, d, s->k, s->a, s->dv, ADD);
-    }
-    out_of_lanes(of_d, s->dk, (real *)P->dk + here_d);
-    out_of_lanes(of_dv, s->dv, (real *)P->dv_out + here_dv);
-
-    if (has_past) {
-        product_in_lanes(ALL, d, d, n, s->ut, turned(s->yt), s->n, has_later ? ADD : OVERWRITE);
-        product_in_lanes(ALL, d, dv, n, s->yt, s->g, s->a, has_later ? ADD : OVERWRITE);
-        for (idx r = 0; r < d; r++)
-            for (idx c = 0; c < d; c++) store(at(s->both, r, c), load(at(s->n, r, c)) + load(at(s->n, c, r)));
-    }
-    for (idx r = 0; r < d; r++) {
-        vec sum[SIDE] = {{0}};
-        for (idx c = 0; c < n; c += SIDE)
-            UNROLL for (int i = 0; i < SIDE; i++) sum[i] += load(at(s->ut, r, c + i)) * load(at(s->yt, r, c + i));
-        *trace += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    }
-}
-
-static void bundle_backward_run(const void *problem, void *workspace, idx bundle)
-{
-    const ridge_problem *P = problem;
-    const idx head = first_head(P, bundle), heads = first_head(P, bundle + 1) - head;
-    bundle_backward_scratch s;
-    bundle_backward_layout(P, workspace, &s);
-    vec alpha, trace = {0};
-    for (idx h = 0; h < LANES; h++) alpha[h] = (real)P->alpha[head + min_idx(h, heads - 1)];
-    real *factors = factors_of_bundle(P, bundle);
-    const vec served = load(factors + bundle_factors_count(P) - LANES);
-    const int none = largest_of_lanes(served) < (real)P->Tq;
-    for (idx chunk = bundle_chunks(P) - 1; chunk >= 0 && !none; chunk--) {
-        const bundle_factors f = bundle_factors_at(P, factors + bundle_numbers_before(P, chunk) * LANES, chunk);
-        bundle_chunk_backward(P, chunk, head, heads, alpha, &f, &s, &trace);
-    }
-    for (idx h = head; h < head + heads; h++)
-        if (served[h - head] == (real)P->Tq) {
-            P->dalpha[h] = -(double)trace[h - head];
-            tell_of(P->not_finite, (const real *)P->dq + h * P->Tq * P->d, P->Tq * P->d);
-            tell_of(P->not_finite, (const real *)P->dk + h * P->Tq * P->d, P->Tq * P->d);
-            tell_of(P->not_finite, (const real *)P->dv_out + h * P->Tq * P->dv, P->Tq * P->dv);
-        } else causal_backward_run(P, workspace, h);
 }
 
 #endif

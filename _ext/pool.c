@@ -28,7 +28,7 @@ typedef struct {
     atomic_int seats;      /* of all of them, for those who look */
     atomic_int awake;      /* helpers that look */
     int helpers, sleepers;
-    unsigned calls;         /* to sleepers, so far */
+    unsigned calls;          /* to sleepers, so far */
     atomic_llong last_small; /* when the last small job ended */
 } kvq_pool;
 

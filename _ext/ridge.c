@@ -1,13 +1,14 @@
-/* ridge.c - least squares, one batch entry a task: ridge regression and the preconditioner.
+/* ridge.c - least squares, one batch entry, or a bundle of them, a task: ridge regression and the preconditioner.
  *
  *     fit             out  = Q W,  W = (K^T K + alpha I)^-1 K^T V
  *     precondition    q*_t = H_t^-1 q_t,  H_t = gram + sum_{t sees j} k_j k_j^T + alpha I
  *
  * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h: all queries
  * see the same keys. prefix.h tells how a regression for every prefix comes at the price of one
- * elimination for each chunk of tokens; causal_fit.h and precondition.h use that.
+ * elimination for each chunk of tokens; causal_fit.h and precondition.h use that. bundle_fit.h is causal_fit.h for
+ * many short heads at a time.
  */
-#include "bundle_fit.h"
+#include "bundle_fit_backward.h"
 #include "causal_fit_backward.h"
 #include "fit.h"
 #include "precondition_backward.h"
