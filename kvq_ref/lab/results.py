@@ -184,7 +184,7 @@ def varying(configs: Iterable[Config]) -> list[str]:
 
 
 def axes_of(configs: Sequence[Config], keep: Sequence[str] = ()) -> list[str]:
-    """Settings that vary and do not follow from the others that do; ``keep`` are never said to follow.
+    """Settings that vary and do not follow from the others that do; ``keep`` and the task are never said to follow.
 
     Examples
     --------
@@ -193,6 +193,12 @@ def axes_of(configs: Sequence[Config], keep: Sequence[str] = ()) -> list[str]:
     >>> best = (("softmax", 0.1), ("expressive", 0.2))
     >>> axes_of([Config(tau=tau, form=form, rate=rate) for tau in (2, 3) for form, rate in best])
     ['tau', 'form']
+
+    A task is not what a form has of its own: results of two are not compared, even if each form was tried on one.
+
+    >>> tried = (("nt", "softmax"), ("copy", "linear"))
+    >>> axes_of([Config(task=task, form=form) for task, form in tried], keep=["form"])
+    ['task', 'form']
     """
     free = varying(configs)
     settings = [config.settings for config in configs]
@@ -203,7 +209,7 @@ def axes_of(configs: Sequence[Config], keep: Sequence[str] = ()) -> list[str]:
         return len({point for point, _ in points}) == len(points)
 
     for name in sorted(free, key=lambda name: (name not in ("T", "alpha", "scale"), -list(FIELDS).index(name))):
-        if name not in keep and follows(name):
+        if name not in (*keep, "task") and follows(name):
             free.remove(name)
     return free
 

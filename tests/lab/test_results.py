@@ -93,6 +93,12 @@ def test_axes_are_settings_that_vary_and_do_not_follow_from_others() -> None:
     assert axes_of([Config(tau=2), Config(tau=2, seed=1)]) == []
 
 
+def test_a_form_does_not_bring_its_task_along() -> None:
+    """Each form tried on a task of its own: what they reached there is not to be compared."""
+    tried = (("nt", "softmax"), ("nt", "expressive"), ("copy", "linear"), ("copy", "intention"))
+    assert "task" in axes_of([Config(task=task, form=form) for task, form in tried], keep=["form"])
+
+
 # ---- Statistics ------------------------------------------------------------------------
 
 
