@@ -13,8 +13,8 @@
 #ifndef KVQ_CAUSAL_FIT_H
 #define KVQ_CAUSAL_FIT_H
 
-#include "fit.h"
-#include "prefix.h"
+#include "ahead.h"
+#include "recursive_fit.h"
 
 /* ---- chunks ----------------------------------------------------------------------------------- */
 /* Forward and backward together, the products within a chunk outweigh the elimination before it. */
@@ -39,7 +39,13 @@ INLINE idx fit_chunks(const ridge_problem *P)
     return later <= 0 ? 1 : 1 + (later + size - 1) / size;
 }
 
-/* ---- what backward needs of a chunk of n tokens, w = padded(n) ----------------------------------- */
+INLINE idx chunk_of(const ridge_problem *P, idx t)
+{
+    return t < chunk_size(P) ? 0 : 1 + (t - chunk_size(P)) / later_chunk_size(P);
+}
+
+/* ---- what backward needs ------------------------------------------------------------------------- */
+/* Of a chunk of n tokens, w = padded(n); where a run of steps has served it, what recursive_fit.h says, after uz: */
 typedef struct {
     real *uz;    /* (d, padded(d) + padded(dv))  [U | Z]; [H | R], without alpha, where count says less than n */
     real *own;   /* (n, w)      I + P P^T, eliminated */
@@ -48,39 +54,67 @@ typedef struct {
     real *count; /* tokens that these serve; the rest have an elimination of their own */
 } causal_fit_factors;
 
-INLINE idx causal_fit_numbers(const ridge_problem *P, idx tokens)
+INLINE idx causal_fit_numbers(const ridge_problem *P, idx chunk)
 {
-    return P->d * fit_stride(P) + tokens * (2 * padded(tokens) + padded(P->dv)) + LANES;
+    const idx tokens = chunk == 0 ? chunk_size(P) : later_chunk_size(P);
+    const idx of_token = max_idx(2 * padded(tokens) + padded(P->dv), step_row(P));
+    return P->d * fit_stride(P) + tokens * of_token + LANES;
+}
+
+INLINE idx numbers_before_chunk(const ridge_problem *P, idx chunk)
+{
+    return chunk == 0 ? 0 : causal_fit_numbers(P, 0) + (chunk - 1) * causal_fit_numbers(P, 1);
 }
 
 INLINE causal_fit_factors causal_fit_factors_at(const ridge_problem *P, real *first, idx chunk)
 {
     const idx size = chunk == 0 ? chunk_size(P) : later_chunk_size(P);
     causal_fit_factors f;
-    f.uz = first;
-    if (chunk > 0)
-        f.uz += causal_fit_numbers(P, chunk_size(P)) + (chunk - 1) * causal_fit_numbers(P, size);
+    f.uz = first + numbers_before_chunk(P, chunk);
     f.own = f.uz + P->d * fit_stride(P);
     f.x = f.own + size * padded(size);
     f.e = f.x + size * padded(size);
-    f.count = f.e + size * padded(P->dv);
+    f.count = f.uz + causal_fit_numbers(P, chunk) - LANES;
     return f;
 }
 
-static idx causal_fit_factors_count(const ridge_problem *P) /* at the end: all keys */
+/* The row of token t of that chunk, in a run. */
+INLINE real *step_row_at(const ridge_problem *P, real *first, idx chunk, idx t)
 {
-    return causal_fit_numbers(P, chunk_size(P)) +
-           (fit_chunks(P) - 1) * causal_fit_numbers(P, later_chunk_size(P)) + P->d * fit_stride(P);
+    const idx tokens_before = t - chunk_start(P, chunk);
+    return first + numbers_before_chunk(P, chunk) + P->d * fit_stride(P) + tokens_before * step_row(P);
+}
+
+/* After the chunks: of all keys, the weights that a run began with, and of which tokens there are rows. */
+typedef struct {
+    real *uz, *w; /* (d, padded(d) + padded(dv)), (d, padded(dv)) */
+    token_run *run;
+} causal_fit_summary;
+
+INLINE causal_fit_summary causal_fit_summary_at(const ridge_problem *P, real *first)
+{
+    causal_fit_summary s;
+    s.uz = first + numbers_before_chunk(P, fit_chunks(P));
+    s.w = s.uz + P->d * fit_stride(P);
+    s.run = (token_run *)(s.w + P->d * padded(P->dv));
+    return s;
+}
+
+static idx causal_fit_factors_count(const ridge_problem *P)
+{
+    return numbers_before_chunk(P, fit_chunks(P)) + P->d * (fit_stride(P) + padded(P->dv)) + LANES;
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 typedef struct {
-    real *hr, *uz;  /* (d, padded(d) + padded(dv)): [H | R] and [U | Z] */
+    real *hr, *uz;  /* (d, padded(d) + padded(dv)): [H | R] and [U | Z], the second with room for H^-1 */
     real *pq;       /* (d, 2 w)      P^T and (Q U^-1)^T, a token to a lane */
     real *k, *v;    /* copies of ROWS rows */
     real *out;
     real *diagonal; /* (max(d, ROWS)) */
+    real *rows;     /* (chunk_size, dv) of out, which may not all be wanted */
     real *factors;  /* of one chunk, where none are kept */
+    recursive_scratch steps;
 } causal_fit_scratch;
 
 INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_scratch *s)
@@ -88,13 +122,16 @@ INLINE size_t causal_fit_layout(const ridge_problem *P, void *base, causal_fit_s
     const idx d = P->d;
     carver c = {(uintptr_t)base};
     s->hr = carve(&c, d * fit_stride(P));
-    s->uz = carve(&c, d * fit_stride(P));
+    s->uz = carve(&c, d * (fit_stride(P) + padded(d)));
     s->pq = carve(&c, d * 2 * lanes(P));
     s->k = carve(&c, copied_rows(ROWS, d));
     s->v = carve(&c, copied_rows(ROWS, P->dv));
     s->out = carve(&c, ROWS * padded(P->dv));
     s->diagonal = carve(&c, d > ROWS ? d : ROWS);
-    s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P, chunk_size(P)));
+    s->rows = carve(&c, chunk_size(P) * P->dv);
+    s->factors = carve(&c, P->factors ? 0 : causal_fit_numbers(P, 0));
+    s->steps.m = s->hr; /* a run needs no [H | R] */
+    carve_recursive(P, &c, &s->steps);
     return c.next - (uintptr_t)base;
 }
 
@@ -201,54 +238,153 @@ static idx causal_fit_one_by_one(const ridge_problem *P, idx from, idx n, const 
     return n;
 }
 
+/* ---- a head ------------------------------------------------------------------------------------ */
+typedef struct {
+    idx entry;
+    real alpha;
+    const real *q, *k, *v;
+    real *out;
+    real *kept; /* what backward needs, or NULL */
+} causal_head;
+
+INLINE causal_head causal_head_at(const ridge_problem *P, idx entry)
+{
+    const idx Tq = P->Tq, Tk = P->Tk, d = P->d, dv = P->dv;
+    causal_head h = {.entry = entry, .alpha = (real)P->alpha[entry]};
+    h.q = (const real *)P->q + entry * Tq * d;
+    h.k = (const real *)P->k + entry * Tk * d;
+    h.v = (const real *)P->v + entry * Tk * dv;
+    h.out = (real *)P->result + entry * Tq * dv;
+    h.kept = P->factors ? (real *)P->factors + entry * causal_fit_factors_count(P) : NULL;
+    return h;
+}
+
+/* [H | R] of the first n tokens. */
+static void sum_past(const ridge_problem *P, const causal_head *h, idx n, causal_fit_scratch *s)
+{
+    if (P->gram) load_state(P, h->entry, s->hr, fit_stride(P));
+    else memset(s->hr, 0, (size_t)(P->d * fit_stride(P)) * sizeof(real));
+    for (idx t = 0; t < n; t += ROWS)
+        add_rows(P, min_idx(ROWS, n - t), h->k + t * P->d, h->v + t * P->dv, s->k, s->v, s->hr);
+}
+
+/* Serves tokens from t on for as long as H is well-conditioned, and returns the first that is not served. What the next
+ * step will read is asked for in time. */
+static idx run_of_steps(const ridge_problem *P, const causal_head *h, idx t, causal_fit_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, prefix = prefix_tokens(P);
+    recursive_scratch *steps = &s->steps;
+    while (t < prefix) {
+        const idx chunk = chunk_of(P, t), n = min_idx(STEP, prefix - t), next = min_idx(STEP, prefix - t - n);
+        if (t == chunk_start(P, chunk) && !is_well_conditioned(d, steps->diagonal, steps->m, fit_stride(P))) break;
+        const real *q = h->q + t * d, *k = h->k + t * d, *v = h->v + t * dv;
+        real *out = h->out + t * dv, *row = h->kept ? step_row_at(P, h->kept, chunk, t) : steps->row;
+        fetch_ahead(k + n * d, next * d, 0);
+        fetch_ahead(q + n * d, next * d, 0);
+        fetch_ahead(v + n * dv, next * dv, 0);
+        const idx served = recursive_step(P, n, q, k, v, out, row, steps);
+        tell_of(P->not_finite, out, served * dv);
+        if (served == n && t + n < prefix) learn_step(P, n, k, row, steps);
+        t += served;
+        if (served < n) break;
+    }
+    return t;
+}
+
+/* A run that begins with a chunk, if the tokens before it have made H well-conditioned. If they were not enough, it is
+ * tried again at twice as many. How many come after is not asked: no row may depend on that. Returns where it ends. */
+static idx run_from_chunk(const ridge_problem *P, const causal_head *h, idx chunk, idx *tried, causal_fit_scratch *s)
+{
+    const idx d = P->d, dvp = padded(P->dv), t = chunk_start(P, chunk);
+    if (t < max_idx(d, 2 * *tried)) return t;
+    *tried = t;
+    if (!invert_past(P, h->alpha, s->hr, s->uz, &s->steps)) return t;
+    if (h->kept)
+        for (idx r = 0; r < d; r++)
+            memcpy(causal_fit_summary_at(P, h->kept).w + r * dvp, s->steps.m + r * fit_stride(P) + padded(d),
+                   (size_t)dvp * sizeof(real));
+    const idx end = run_of_steps(P, h, t, s);
+    if (end == t) sum_past(P, h, t, s); /* H^-1 has taken the room of [H | R] */
+    return end;
+}
+
+/* Returns how many tokens of the chunk are served. */
+static idx serve_chunk(const ridge_problem *P, const causal_head *h, idx chunk, real *out, causal_fit_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, t = chunk_start(P, chunk), n = chunk_tokens(P, chunk);
+    const int has_past = !is_scaled_identity(P, chunk);
+    const real *q = h->q + t * d, *k = h->k + t * d, *v = h->v + t * dv;
+    const causal_fit_factors f = causal_fit_factors_at(P, h->kept ? h->kept : s->factors, h->kept ? chunk : 0);
+    real *uz = !has_past ? NULL : h->kept ? f.uz : s->uz;
+    if (uz && !eliminate_past(P, h->alpha, s->hr, uz, s->diagonal)) return 0;
+    causal_fit_chunk(P, n, q, k, v, h->alpha, uz, out, &f, s);
+    idx served = (idx)*f.count;
+    if (served < n && h->kept && has_past) /* backward starts from here */
+        memcpy(f.uz, s->hr, (size_t)(d * fit_stride(P)) * sizeof(real));
+    if (served < n) served = causal_fit_one_by_one(P, served, n, q, k, v, h->alpha, out, s);
+    else if (t + n < P->Tq) add_rows(P, n, k, v, s->k, s->v, s->hr);
+    tell_of(P->not_finite, out, served * dv);
+    return served;
+}
+
+/* What a run has not served that began with chunk `first` and ended before token `end`. The chunk in which that lies is
+ * served again as a whole, but of its rows those of the run stay. Returns the first token that is not served. */
+static idx serve_rest(const ridge_problem *P, const causal_head *h, idx first, idx end, causal_fit_scratch *s)
+{
+    const idx prefix = prefix_tokens(P), dv = P->dv;
+    idx chunk = end < prefix ? chunk_of(P, end) : fit_chunks(P), t = min_idx(prefix, chunk_start(P, chunk));
+    if (h->kept && chunk > first) *causal_fit_summary_at(P, h->kept).run = (token_run){chunk_start(P, first), t};
+    if (t < P->Tq) sum_past(P, h, t, s);
+    for (; t < prefix; t = chunk_start(P, ++chunk)) {
+        const idx n = chunk_tokens(P, chunk), early = max_idx(end - t, 0);
+        real *out = h->out + t * dv;
+        const idx served = serve_chunk(P, h, chunk, early > 0 ? s->rows : out, s);
+        if (early > 0 && served > early)
+            memcpy(out + early * dv, s->rows + early * dv, (size_t)((served - early) * dv) * sizeof(real));
+        if (served < n) return max_idx(end, t + served);
+    }
+    return prefix;
+}
+
+/* Queries past the last key see all of them. Returns whether they are served. */
+static int serve_last(const ridge_problem *P, const causal_head *h, causal_fit_scratch *s)
+{
+    const idx d = P->d, dv = P->dv, stride = fit_stride(P);
+    if (!eliminate_past(P, h->alpha, s->hr, s->uz, s->diagonal)) return 0;
+    if (h->kept) memcpy(causal_fit_summary_at(P, h->kept).uz, s->uz, (size_t)(d * stride) * sizeof(real));
+    real *w = s->uz + padded(d);
+    substitute_up(d, s->uz, stride, vectors(dv), w, stride);
+    for (idx t = prefix_tokens(P); t < P->Tq; t += ROWS) {
+        const idx n = min_idx(ROWS, P->Tq - t);
+        real *out = h->out + t * dv, *room = room_for_rows(dv, out, s->out);
+        product_along_rows(n, vectors(dv), d, h->q + t * d, d, w, stride, room, padded(dv), OVERWRITE);
+        put_rows(n, dv, room, out, 1);
+        tell_of(P->not_finite, out, n * dv);
+    }
+    return 1;
+}
+
 static void causal_fit_run(const void *problem, void *workspace, idx entry)
 {
     const ridge_problem *P = problem;
-    const idx d = P->d, dv = P->dv, Tq = P->Tq, Tk = P->Tk, stride = fit_stride(P);
-    const idx prefix = prefix_tokens(P), hr_bytes = d * stride * (idx)sizeof(real);
-    const real *q = (const real *)P->q + entry * Tq * d;
-    const real *k = (const real *)P->k + entry * Tk * d;
-    const real *v = (const real *)P->v + entry * Tk * dv;
-    const real alpha = (real)P->alpha[entry];
-    real *out = (real *)P->result + entry * Tq * dv;
+    const causal_head h = causal_head_at(P, entry);
+    const idx prefix = prefix_tokens(P);
     causal_fit_scratch s;
     causal_fit_layout(P, workspace, &s);
-    real *kept = P->factors ? (real *)P->factors + entry * causal_fit_factors_count(P) : NULL;
+    if (h.kept) *causal_fit_summary_at(P, h.kept).run = (token_run){0, 0};
 
-    if (P->gram) load_state(P, entry, s.hr, stride);
-    else memset(s.hr, 0, (size_t)hr_bytes);
-    for (idx chunk = 0; chunk < fit_chunks(P); chunk++) {
-        const idx t = chunk_start(P, chunk), n = chunk_tokens(P, chunk);
-        const int has_past = !is_scaled_identity(P, chunk);
-        const real *qt = q + t * d, *kt = k + t * d, *vt = v + t * dv;
-        real *out_t = out + t * dv;
-        const causal_fit_factors f =
-            causal_fit_factors_at(P, kept ? kept : s.factors, kept ? chunk : 0);
-        real *uz = !has_past ? NULL : kept ? f.uz : s.uz;
-        P->served[entry] = t;
-        if (uz && !eliminate_past(P, alpha, s.hr, uz, s.diagonal)) return;
-        causal_fit_chunk(P, n, qt, kt, vt, alpha, uz, out_t, &f, &s);
-        idx served = (idx)*f.count;
-        if (served < n && kept && has_past) memcpy(f.uz, s.hr, (size_t)hr_bytes); /* backward starts from here */
-        if (served < n)
-            served = causal_fit_one_by_one(P, served, n, qt, kt, vt, alpha, out_t, &s);
-        else if (t + n < Tq) add_rows(P, n, kt, vt, s.k, s.v, s.hr);
-        tell_of(P->not_finite, out_t, served * dv);
-        P->served[entry] = t + served;
-        if (served < n || t + n == Tq) return;
+    sum_past(P, &h, 0, &s);
+    idx served = 0;
+    for (idx chunk = 0, tried = 0; chunk < fit_chunks(P) && served == chunk_start(P, chunk); chunk++) {
+        const idx end = run_from_chunk(P, &h, chunk, &tried, &s);
+        if (end > served) {
+            served = serve_rest(P, &h, chunk, end, &s);
+            break;
+        }
+        served += serve_chunk(P, &h, chunk, h.out + served * P->dv, &s);
     }
-    if (!eliminate_past(P, alpha, s.hr, s.uz, s.diagonal)) return; /* queries past the last key */
-    if (kept) memcpy(causal_fit_factors_at(P, kept, fit_chunks(P)).uz, s.uz, (size_t)hr_bytes);
-    real *w = s.uz + padded(d);
-    substitute_up(d, s.uz, stride, vectors(dv), w, stride);
-    for (idx t = prefix; t < Tq; t += ROWS) {
-        const idx n = min_idx(ROWS, Tq - t);
-        real *room = room_for_rows(dv, out + t * dv, s.out);
-        product_along_rows(n, vectors(dv), d, q + t * d, d, w, stride, room, padded(dv), OVERWRITE);
-        put_rows(n, dv, room, out + t * dv, 1);
-        tell_of(P->not_finite, out + t * dv, n * dv);
-    }
-    P->served[entry] = Tq;
+    if (served == prefix && prefix < P->Tq && serve_last(P, &h, &s)) served = P->Tq;
+    P->served[entry] = served;
 }
 
 #endif

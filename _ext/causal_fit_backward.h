@@ -19,53 +19,7 @@
 #define KVQ_CAUSAL_FIT_BACKWARD_H
 
 #include "ahead.h"
-#include "causal_fit.h"
-
-typedef struct {
-    real *n, *both; /* (d, padded(d))   N, and N + N^T */
-    real *a, *at;   /* (d, padded(dv)), (dv, padded(d))   A and A^T */
-    real *hr, *uz;  /* [H | R] and [U | Z] */
-    real *pyu;      /* (d, 3 w)   P^T, y^T and u^T: tokens in the lanes */
-    real *gt;       /* (dv, w) dout^T */
-    real *x, *z;    /* (ROWS, w) */
-    real *z_chunk;  /* (ROWS, w)  z of those served by chunk, where some are not */
-    real *y;        /* (ROWS, padded(d))  rows of y */
-    real *k, *v, *g; /* copies of ROWS rows; g: of dout */
-    real *u, *dk, *dv; /* ROWS rows that do not fit their place: dq = u, dk, dv */
-    real *diagonal;
-} causal_backward_scratch;
-
-INLINE size_t causal_backward_layout(const ridge_problem *P, void *base, causal_backward_scratch *s)
-{
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = lanes(P);
-    carver c = {(uintptr_t)base};
-    s->n = carve(&c, d * dp);
-    s->both = carve(&c, d * dp);
-    s->a = carve(&c, d * dvp);
-    s->at = carve(&c, dv * dp);
-    s->hr = carve(&c, d * fit_stride(P));
-    s->uz = carve(&c, d * fit_stride(P));
-    s->pyu = carve(&c, d * 3 * w);
-    s->gt = carve(&c, dv * w);
-    s->x = carve(&c, ROWS * w);
-    s->z = carve(&c, ROWS * w);
-    s->z_chunk = carve(&c, ROWS * w);
-    s->y = carve(&c, ROWS * dp);
-    s->k = carve(&c, copied_rows(ROWS, d));
-    s->v = carve(&c, copied_rows(ROWS, dv));
-    s->g = carve(&c, copied_rows(ROWS, dv));
-    s->u = carve(&c, copied_rows(ROWS, d));
-    s->dk = carve(&c, copied_rows(ROWS, d));
-    s->dv = carve(&c, copied_rows(ROWS, dv));
-    s->diagonal = carve(&c, d > ROWS ? d : ROWS);
-    return c.next - (uintptr_t)base;
-}
-
-static size_t causal_backward_workspace_bytes(const void *problem)
-{
-    causal_backward_scratch unused;
-    return causal_backward_layout(problem, NULL, &unused);
-}
+#include "recursive_fit_backward.h"
 
 /* Rows of y and u from the lanes of yu, where u begins at lane padded(n). */
 INLINE void rows_from_lanes(const ridge_problem *P, idx n, const real *yu, idx stride, real *y, real *u)
@@ -154,40 +108,6 @@ static const real *one_by_one(const ridge_problem *P, idx from, idx n, const rea
     return s->x;
 }
 
-/* What queries that see all of n keys give to rows of dk and dv. */
-INLINE void gradients_from_later(const ridge_problem *P, idx n, const real *k, const real *v, real *dk, real *dv_out,
-                                 const causal_backward_scratch *s)
-{
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv);
-    product_along_rows(n, vectors(d), dv, v, dv, s->at, dp, dk, dp, OVERWRITE);
-    product_along_rows(n, vectors(d), d, k, d, s->both, dp, dk, dp, SUBTRACT);
-    product_along_rows(n, vectors(dv), d, k, d, s->a, dvp, dv_out, dvp, OVERWRITE);
-}
-
-/* What n tokens of a chunk give to rows of dk and dv of that chunk. */
-INLINE void gradients_from_chunk(const ridge_problem *P, idx n, const real *x, const real *u, const real *rows_g,
-                                 join how, real *dk, real *dv_out, const causal_backward_scratch *s)
-{
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv), w = padded(n);
-    for (idx r = 0; r < n; r += LANES) { /* tokens before r do not see these keys */
-        const idx keys = min_idx(LANES, n - r), at = r * w + r;
-        product_along_rows(keys, vectors(d), n - r, s->z + at, w, s->y + r * dp, dp, dk + r * dp, dp, how);
-        product_along_rows(keys, vectors(d), n - r, x + at, w, u + r * dp, dp, dk + r * dp, dp, SUBTRACT);
-        product_along_rows(keys, vectors(dv), n - r, x + at, w, rows_g + r * dvp, dvp, dv_out + r * dvp, dvp, how);
-    }
-}
-
-/* N += sum u_t y_t^T and A += sum y_t dout_t^T, and what is made of them. */
-static void add_tokens(const ridge_problem *P, idx n, const real *u, const real *rows_g,
-                       const causal_backward_scratch *s)
-{
-    const idx d = P->d, dv = P->dv, dp = padded(d), dvp = padded(dv);
-    product_along_columns(d, vectors(d), n, u, dp, s->y, dp, s->n, dp, ADD, NULL);
-    product_along_columns(d, vectors(dv), n, s->y, dp, rows_g, dvp, s->a, dvp, ADD, NULL);
-    add_transposed(d, s->n, s->both);
-    transpose_padded(d, dv, s->a, dvp, s->at, dp, 1);
-}
-
 /* What the chunk before this one will read and write. */
 INLINE void fetch_chunk_before(const ridge_problem *P, idx chunk, const real *q, const real *k, const real *v,
                                const real *dout, real *factors, const real *dq, const real *dk,
@@ -198,18 +118,10 @@ INLINE void fetch_chunk_before(const ridge_problem *P, idx chunk, const real *q,
     fetch_ahead(q + t * d, n * d, 0);
     fetch_ahead(k + t * d, n * d, 0);
     fetch_ahead(v + t * dv, n * dv, 0);
-    fetch_ahead(causal_fit_factors_at(P, factors, chunk - 1).uz, causal_fit_numbers(P, n), 0);
+    fetch_ahead(factors + numbers_before_chunk(P, chunk - 1), causal_fit_numbers(P, n), 0);
     fetch_ahead(dq + t * d, n * d, 1);
     fetch_ahead(dk + t * d, n * d, 1);
     fetch_ahead(dv_out + t * dv, n * dv, 1);
-}
-
-/* a . b, of whole vectors. */
-INLINE real dot(idx n, const real *a, const real *b)
-{
-    vec sum[2] = {{0}, {0}};
-    for (idx i = 0; i < n; i += LANES) sum[i / LANES % 2] += load(a + i) * load(b + i);
-    return sum_of_lanes(sum[0] + sum[1]);
 }
 
 static void causal_backward_run(const void *problem, void *workspace, idx entry)
@@ -230,27 +142,29 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
     causal_backward_layout(P, workspace, &s);
     if (P->served[entry] < Tq) return; /* what a wider type served, it differentiates */
 
+    const causal_fit_summary summary = causal_fit_summary_at(P, factors);
+    const token_run run = *summary.run;
+    directions_of_run(P, run, dout, factors, dq, &s);
     memset(s.n, 0, (size_t)(d * dp) * sizeof(real));
     memset(s.both, 0, (size_t)(d * dp) * sizeof(real));
     memset(s.a, 0, (size_t)(d * dvp) * sizeof(real));
     memset(s.at, 0, (size_t)(dv * dp) * sizeof(real));
     double trace = 0; /* sum of u.y */
     int has_later = prefix < Tq;
-    const real *last = causal_fit_factors_at(P, factors, fit_chunks(P)).uz;
     for (idx t = prefix; t < Tq; t += chunk_size(P)) {
         const idx n = min_idx(chunk_size(P), Tq - t);
         real *u = room_for_rows(d, dq + t * d, s.u);
         transpose_padded(n, dv, dout + t * dv, dv, s.gt, padded(n), 1);
-        by_regression(P, n, q + t * d, last, s.y, u, &s);
+        by_regression(P, n, q + t * d, summary.uz, s.y, u, &s);
         put_rows(n, d, u, dq + t * d, 1);
         tell_of(P->not_finite, dq + t * d, n * d);
-        add_tokens(P, n, u, whole_vectors(n, dv, dout + t * dv, s.g), &s);
+        add_tokens(P, n, s.y, dp, u, whole_vectors(n, dv, dout + t * dv, s.g), &s);
         trace += dot(n * dp, u, s.y);
     }
     for (idx j = prefix; j < Tk; j += ROWS) { /* keys that only those queries see, or nobody */
         const idx n = min_idx(ROWS, Tk - j);
         real *dk_rows = room_for_rows(d, dk + j * d, s.dk), *dv_rows = room_for_rows(dv, dv_out + j * dv, s.dv);
-        gradients_from_later(P, n, k + j * d, v + j * dv, dk_rows, dv_rows, &s);
+        gradients_from_later(P, OVERWRITE, n, k + j * d, v + j * dv, dk_rows, dv_rows, &s);
         put_rows(n, d, dk_rows, dk + j * d, 1);
         put_rows(n, dv, dv_rows, dv_out + j * dv, 1);
         tell_of(P->not_finite, dk + j * d, n * d);
@@ -259,6 +173,11 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
 
     for (idx chunk = fit_chunks(P) - 1; chunk >= 0; chunk--) {
         const idx t = chunk_start(P, chunk), n = chunk_tokens(P, chunk), w = padded(n);
+        if (run.begin <= t && t < run.end) {
+            trace += gradients_of_run(P, chunk, has_later, k, v, dout, factors, dq, dk, dv_out, &s);
+            has_later = 1;
+            continue;
+        }
         const causal_fit_factors f = causal_fit_factors_at(P, factors, chunk);
         const idx together = (idx)*f.count;
         const real *uz = is_scaled_identity(P, chunk) ? NULL : f.uz;
@@ -274,10 +193,10 @@ static void causal_backward_run(const void *problem, void *workspace, idx entry)
         if (together > 0) by_chunk(P, w, together, qt, kt, alpha, uz, &f, u, &s);
         if (together < n) x = one_by_one(P, together, n, qt, kt, vt, gt, alpha, uz ? f.uz : NULL, f.x, u, &s);
 
-        if (has_later) gradients_from_later(P, n, kt, vt, dk_rows, dv_rows, &s);
+        if (has_later) gradients_from_later(P, OVERWRITE, n, kt, vt, dk_rows, dv_rows, &s);
         const real *rows_g = whole_vectors(n, dv, gt, s.g);
-        gradients_from_chunk(P, n, x, u, rows_g, has_later ? ADD : OVERWRITE, dk_rows, dv_rows, &s);
-        if (chunk > 0 || P->dgram) add_tokens(P, n, u, rows_g, &s);
+        gradients_from_chunk(P, has_later ? ADD : OVERWRITE, n, x, w, s.z, w, s.y, dp, u, rows_g, dk_rows, dv_rows);
+        if (chunk > 0 || P->dgram) add_tokens(P, n, s.y, dp, u, rows_g, &s);
         has_later = 1;
         trace += dot(n * dp, u, s.y);
         put_rows(n, d, u, dq + t * d, 1);

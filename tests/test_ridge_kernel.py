@@ -195,6 +195,43 @@ def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) 
     assert_near_alpha(got.alpha, grads.q, y, 1e-10)  # dq is u, of the regression and of the preconditioner
 
 
+@pytest.mark.parametrize("where", [32, 33, 47, 48, 63, 64, 100, 129, None])
+@pytest.mark.parametrize("queries", [130, 150])
+def test_a_run_of_short_steps_ends_anywhere(where: int | None, queries: int, rng: np.random.Generator) -> None:
+    """From token 32 on, H^-1 itself is kept, to the end or to a key of too much leverage: at the first of the run, within
+    a step, at its end, within a chunk, at its end, at the last key. Rows before it keep their bits.
+    """
+    q, dout = (rng.standard_normal((2, queries, n)) for n in (20, 13))
+    k, v = (rng.standard_normal((2, 130, n)) for n in (20, 13))
+    calm = kvq.intention(q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
+    if where is not None:
+        k[:, where] *= 30
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
+    expected, expected_pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="reference")
+    np.testing.assert_array_equal(out[:, :where], calm[:, :where])
+    assert relative_error(out, expected) < 1e-11
+    got, grads = pullback(dout), expected_pullback(dout)
+    for name in ("q", "k", "v", "alpha"):
+        assert relative_error(getattr(got, name), getattr(grads, name)) < 1e-10, name
+
+
+@pytest.mark.parametrize("T", [64, 2048])
+def test_keys_that_leave_directions_out(T: int, rng: np.random.Generator) -> None:
+    """They make H as ill-conditioned as there are tokens; what they do span is known as well as ever, where H^-1 kept in
+    float32 would lose a digit with each tenfold length.
+    """
+    basis = np.linalg.qr(rng.standard_normal((32, 16)))[0].T * 1.5
+    q, k = ((rng.standard_normal((2, T, 16)) @ basis).astype("float32") for _ in range(2))
+    v, dout = (rng.standard_normal((2, T, 32)).astype("float32") for _ in range(2))
+    out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
+    wide = (x.astype("float64") for x in (q, k, v))
+    expected, expected_pullback = kvq.vjp(kvq.intention, *wide, alpha=1.0, is_causal=True)
+    assert relative_error(out[:, T // 2 :], expected[:, T // 2 :]) < 5e-6
+    got, grads = pullback(dout), expected_pullback(dout.astype("float64"))
+    for name in ("k", "v"):  # dq lies in all directions
+        assert relative_error(getattr(got, name), getattr(grads, name)) < 5e-5, name
+
+
 @pytest.mark.parametrize("repeated", [False, True], ids=["others", "repeated"])
 @pytest.mark.parametrize(("tokens", "d"), [(16, 16), (40, 8), (48, 24), (64, 32), (130, 64)])
 def test_a_small_alpha(tokens: int, d: int, repeated: bool, rng: np.random.Generator) -> None:
