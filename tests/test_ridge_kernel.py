@@ -198,8 +198,8 @@ def test_keys_of_much_leverage(form: Any, where: int, rng: np.random.Generator) 
 @pytest.mark.parametrize("where", [32, 33, 47, 48, 63, 64, 100, 129, None])
 @pytest.mark.parametrize("queries", [130, 150])
 def test_a_run_of_short_steps_ends_anywhere(where: int | None, queries: int, rng: np.random.Generator) -> None:
-    """From token 32 on, H^-1 itself is kept, to the end or to a key of too much leverage: at the first of the run, within
-    a step, at its end, within a chunk, at its end, at the last key. Rows before it keep their bits.
+    """From token 32 on, H^-1 itself is kept, to the end or to a key of too much leverage: the first of the run, or one
+    within a step, at its end, within a chunk, at its end, or the last key. Rows before it keep their bits.
     """
     q, dout = (rng.standard_normal((2, queries, n)) for n in (20, 13))
     k, v = (rng.standard_normal((2, 130, n)) for n in (20, 13))
@@ -217,7 +217,7 @@ def test_a_run_of_short_steps_ends_anywhere(where: int | None, queries: int, rng
 
 @pytest.mark.parametrize("T", [64, 2048])
 def test_keys_that_leave_directions_out(T: int, rng: np.random.Generator) -> None:
-    """They make H as ill-conditioned as there are tokens; what they do span is known as well as ever, where H^-1 kept in
+    """They make H as ill-conditioned as there are tokens; what they do span is known as well as ever, where an H^-1 in
     float32 would lose a digit with each tenfold length.
     """
     basis = np.linalg.qr(rng.standard_normal((32, 16)))[0].T * 1.5
