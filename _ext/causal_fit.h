@@ -9,6 +9,8 @@
  *
  * where ( )_t keeps the first t + 1 rows and columns: the innovations form of recursive least squares.
  * Queries past the last key see all keys.
+ *
+ * From the second chunk on, recursive_fit.h does the same faster, for as long as H is well-conditioned.
  */
 #ifndef KVQ_CAUSAL_FIT_H
 #define KVQ_CAUSAL_FIT_H

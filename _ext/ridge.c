@@ -5,8 +5,8 @@
  *
  * Compiled once per SIMD level and dtype. Read eliminate.h first (Cholesky), then fit.h: all queries
  * see the same keys. prefix.h tells how a regression for every prefix comes at the price of one
- * elimination for each chunk of tokens; causal_fit.h and precondition.h use that. bundle_fit.h is causal_fit.h for
- * many short heads at a time.
+ * elimination for each chunk of tokens; causal_fit.h and precondition.h use that. recursive_fit.h is the faster half of
+ * causal_fit.h, where H is well-conditioned; bundle_fit.h is causal_fit.h for many short heads at a time.
  */
 #include "bundle_fit_backward.h"
 #include "causal_fit_backward.h"
