@@ -118,7 +118,7 @@ INLINE void fetch_chunk_before(const ridge_problem *P, idx chunk, const real *q,
     fetch_ahead(q + t * d, n * d, 0);
     fetch_ahead(k + t * d, n * d, 0);
     fetch_ahead(v + t * dv, n * dv, 0);
-    fetch_ahead(factors + numbers_before_chunk(P, chunk - 1), causal_fit_numbers(P, n), 0);
+    fetch_ahead(factors + numbers_before_chunk(P, chunk - 1), causal_fit_numbers(P, chunk - 1), 0);
     fetch_ahead(dq + t * d, n * d, 1);
     fetch_ahead(dk + t * d, n * d, 1);
     fetch_ahead(dv_out + t * dv, n * dv, 1);
