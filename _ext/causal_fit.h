@@ -293,12 +293,12 @@ static idx run_of_steps(const ridge_problem *P, const causal_head *h, idx t, cau
     return t;
 }
 
-/* A run that begins with a chunk, if the tokens before it have made H well-conditioned. If they were not enough, it is
- * tried again at twice as many. How many come after is not asked: no row may depend on that. Returns where it ends. */
+/* A run that begins with a chunk, if the tokens before it have made H well-conditioned, and those after it are worth an
+ * inversion. If they were not enough before, it is tried again at twice as many. Returns where the run ends. */
 static idx run_from_chunk(const ridge_problem *P, const causal_head *h, idx chunk, idx *tried, causal_fit_scratch *s)
 {
     const idx d = P->d, dvp = padded(P->dv), t = chunk_start(P, chunk);
-    if (t < max_idx(d, 2 * *tried)) return t;
+    if (t < max_idx(d, 2 * *tried) || prefix_tokens(P) - t < 3 * d) return t;
     *tried = t;
     if (!invert_past(P, h->alpha, s->hr, s->uz, &s->steps)) return t;
     if (h->kept)
