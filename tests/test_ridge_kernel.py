@@ -209,6 +209,7 @@ def test_a_run_of_short_steps_ends_anywhere(where: int | None, queries: int, rng
     out, pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="compiled")
     expected, expected_pullback = kvq.vjp(kvq.intention, q, k, v, alpha=1.0, is_causal=True, implementation="reference")
     np.testing.assert_array_equal(out[:, :where], calm[:, :where])
+    np.testing.assert_array_equal(out, kvq.intention(q, k, v, alpha=1.0, is_causal=True, implementation="compiled"))
     assert relative_error(out, expected) < 1e-11
     got, grads = pullback(dout), expected_pullback(dout)
     for name in ("q", "k", "v", "alpha"):
