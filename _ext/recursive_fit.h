@@ -83,8 +83,10 @@ static int invert_past(const ridge_problem *P, real alpha, const real *hr, real 
     if (eliminate(d, wide / LANES, room, wide, s->diagonal, pivot_noise(d)) < d) return 0;
     substitute_up(d, room, wide, stride / LANES, room + dp, wide);
     if (!is_well_conditioned(d, s->diagonal, room + stride, wide)) return 0;
+    /* To the bit as symmetric as steps keep it: X^T X makes H^-1 smaller, but not what is not symmetric in it. */
+    transpose(d, d, room + stride, wide, s->m, stride, 1);
     for (idx r = 0; r < d; r++) {
-        memcpy(s->m + r * stride, room + r * wide + stride, (size_t)dp * sizeof(real));
+        memcpy(s->m + r * stride + r, room + r * wide + stride + r, (size_t)(dp - r) * sizeof(real));
         memcpy(s->m + r * stride + dp, room + r * wide + dp, (size_t)(stride - dp) * sizeof(real));
     }
     return 1;
