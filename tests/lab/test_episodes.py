@@ -176,8 +176,9 @@ def test_yardsticks_where_the_answer_is_known(rng: np.random.Generator) -> None:
 
 def test_yardsticks_on_outliers_and_images(rng: np.random.Generator) -> None:
     task: EpisodeTask = Registration(K=24, outlier_share=0.25)
-    batch = task.sample(rng, 20)
-    assert score(task, "RANSAC", batch) < score(task, "least squares", batch) / 10
+    episodes = [task.sample(rng, 1) for _ in range(20)]
+    better = sum(score(task, "RANSAC", x) < score(task, "least squares", x) / 10 for x in episodes)
+    assert better >= 18  # of some hundreds, one draw of points misleads it, and would be all of a mean
     for task, least in ((Digits(), 0.6), (Photographs(), 0.25)):  # chance is 0.2; 400 answers
         batch = task.sample(rng, 40, held_out=True)
         for name in ("nearest neighbour", "nearest class mean", "ridge"):
